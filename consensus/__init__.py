@@ -1,0 +1,4 @@
+"""PBFT as pure code: one input in, an ordered list of effects out.
+
+No socket, disk, clock, task, log or randomness lives here. Start reading at `replica.Replica.step`.
+"""

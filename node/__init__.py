@@ -1,0 +1,1 @@
+"""The RadLedger daemon: the only place where things happen."""

@@ -1,0 +1,1 @@
+"""DICOM: study manifests, commitments, pseudonyms. The only room that imports pydicom."""

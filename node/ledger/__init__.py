@@ -1,0 +1,1 @@
+"""Transactions, blocks, contracts, receipts, state transition, mempool."""

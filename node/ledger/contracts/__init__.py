@@ -1,0 +1,1 @@
+"""Native contracts, one module each."""

@@ -1,0 +1,1 @@
+"""Performs what the replica asks for: the meeting place of consensus, ledger, storage and network."""
