@@ -2,7 +2,7 @@
 
 
 class InvalidMessage(ValueError):
-    """A peer broke the protocol: the bytes are no message, or no valid one. Drop it, score the peer."""
+    """A peer broke the protocol: these bytes are no valid message. Drop it, score the peer."""
 
 
 class InvariantViolation(RuntimeError):

@@ -43,7 +43,7 @@ class PayloadRefused:
 
 @dataclass(frozen=True, slots=True)
 class Executed:
-    """Answer to Execute: `height` was executed, its block is durable, its header has this digest."""
+    """Answer to Execute: the block of `height` is durable and its header has this digest."""
 
     height: int
     header: bytes  # 32 bytes
@@ -51,7 +51,7 @@ class Executed:
 
 @dataclass(frozen=True, slots=True)
 class Synced:
-    """Blocks up to `certificate.height` came from peers, were verified, executed and are durable."""
+    """Blocks up to `certificate.height` were fetched, verified, executed, and are durable."""
 
     certificate: SealCertificate
 

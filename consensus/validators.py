@@ -80,6 +80,10 @@ class ValidatorSchedule:
         """Return the set that orders and seals `height`."""
         return self._sets[bisect_right(self._heights, height) - 1]
 
+    def reign_start(self, height: int) -> int:
+        """Return the first height of the reign (of one set) in which `height` lies."""
+        return self._heights[bisect_right(self._heights, height) - 1]
+
     def next_change_after(self, height: int) -> int | None:
         """Return the first height above `height` at which another set begins, if one is planned."""
         position = bisect_right(self._heights, height)

@@ -6,11 +6,14 @@ floats or extension types, because those have more than one encoding of what a r
 one value. `unpack` refuses what `pack` would not have written, so a digest names exactly one value.
 """
 
-from typing import TypeAlias, Union
+from typing import TypeAlias
 
 import msgpack
 
-Value: TypeAlias = Union[None, bool, int, bytes, str, tuple["Value", ...]]
+Value: TypeAlias = bool | int | bytes | str | tuple["Value", ...] | None
+
+DEPTH_MAX = 16
+_PLAIN = frozenset({type(None), bool, int, bytes, str})
 
 
 class NotCanonical(ValueError):
@@ -33,19 +36,23 @@ def unpack(data: bytes) -> Value:
         value: Value = msgpack.unpackb(
             data, use_list=False, raw=False, max_map_len=0, max_ext_len=0, strict_map_key=True
         )
+        # Floats, empty maps and over-long integers all survive decoding; none survives these.
+        canonical = _is_plain(value, DEPTH_MAX) and pack(value) == data
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
         raise NotCanonical(f"not msgpack: {type(error).__name__}") from error
-    # Floats, empty maps and over-long integers all survive decoding; none survives this.
-    if pack(value) != data or _has_foreign(value):
+    if not canonical:
         raise NotCanonical("not the canonical encoding")
     return value
 
 
-def _has_foreign(value: object) -> bool:
-    kind = type(value)
-    if kind is tuple:
-        return any(map(_has_foreign, value))  # type: ignore[call-overload]
-    return kind not in _PLAIN
-
-
-_PLAIN = frozenset({type(None), bool, int, bytes, str})
+def _is_plain(value: object, depth: int) -> bool:
+    if type(value) is not tuple:
+        return type(value) in _PLAIN
+    # One bound for all, not the interpreter's stack: nodes must agree on what is readable.
+    if depth == 0:
+        return False
+    for item in value:
+        kind = type(item)
+        if kind not in _PLAIN and not (kind is tuple and _is_plain(item, depth - 1)):
+            return False
+    return True
