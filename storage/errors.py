@@ -15,3 +15,7 @@ class DatabaseTooNew(StorageError):
 
 class CorruptRecord(StorageError):
     """Stored data is damaged. The node stops and the operator restores or syncs anew."""
+
+
+class InvalidProof(Exception):
+    """A state proof does not show what is claimed: its giver is wrong, not the disk."""
