@@ -1,0 +1,115 @@
+"""Rules over more than one setting, checked on the raw document so that they are told together
+with everything else that is wrong. A value of the wrong type is some other rule's problem."""
+
+import ipaddress
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, fields
+from typing import Any, TypeAlias
+
+from node.config.model import ConsensusConfig, MempoolConfig, NetworkConfig, RpcConfig, RpcLimits
+from node.config.toml_lines import KeyPath
+
+Found: TypeAlias = Iterator[tuple[KeyPath, str]]
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether `host` can only be reached from this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def cross_problems(document: Mapping[str, Any]) -> Found:
+    """Yield the place and the sentence of each contradiction between settings."""
+    yield from _passphrase(_table(document, "key"))
+    yield from _rpc(_table(document, "rpc"))
+    yield from _peers(document.get("institution"), _table(document, "network"))
+    yield from _ports(document)
+    yield from _at_most(
+        document, ConsensusConfig, ("consensus",), "view_timeout_ms", "view_timeout_ms_max"
+    )
+    yield from _at_most(
+        document,
+        MempoolConfig,
+        ("mempool",),
+        "transactions_per_institution_max",
+        "transactions_max",
+    )
+    yield from _at_most(
+        document, RpcLimits, ("rpc", "limits"), "in_flight_per_connection_max", "in_flight_max"
+    )
+
+
+def _passphrase(key: Mapping[str, Any]) -> Found:
+    if "passphrase_file" in key and "passphrase_environment" in key:
+        yield ("key", "passphrase_environment"), "passphrase_file is set too; keep one of them"
+
+
+def _rpc(rpc: Mapping[str, Any]) -> Found:
+    host = _value(rpc, RpcConfig, "host", str)
+    has_certificate, has_key = "tls_certificate_file" in rpc, "tls_key_file" in rpc
+    remote = rpc.get("allow_remote") is True
+    if host and not is_loopback(host) and not remote:
+        yield (
+            ("rpc", "host"),
+            f'"{host}" is reachable from other machines; use 127.0.0.1, or set allow_remote = true '
+            "with tls_certificate_file and tls_key_file",
+        )
+    if remote and not (has_certificate and has_key):
+        yield ("rpc", "allow_remote"), "needs tls_certificate_file and tls_key_file"
+    elif has_certificate != has_key:
+        name = "tls_certificate_file" if has_certificate else "tls_key_file"
+        yield ("rpc", name), "tls_certificate_file and tls_key_file come together"
+
+
+def _peers(institution: object, network: Mapping[str, Any]) -> Found:
+    peers = network.get("peers")
+    names: set[str] = set()
+    addresses: set[tuple[str, int]] = set()
+    for index, peer in enumerate(peers if isinstance(peers, list) else []):
+        if not isinstance(peer, dict):
+            continue
+        name, host, port = peer.get("institution"), peer.get("host"), peer.get("port")
+        if isinstance(name, str):
+            if name == institution:
+                yield ("network", "peers", index, "institution"), f'"{name}" is this node itself'
+            elif name in names:
+                yield ("network", "peers", index, "institution"), f'"{name}" is listed twice'
+            names.add(name)
+        if isinstance(host, str) and isinstance(port, int):
+            if (host, port) in addresses:
+                yield ("network", "peers", index, "port"), f"{host}:{port} is listed twice"
+            addresses.add((host, port))
+
+
+def _ports(document: Mapping[str, Any]) -> Found:
+    listen = _value(_table(document, "network"), NetworkConfig, "listen_port", int)
+    rpc = _value(_table(document, "rpc"), RpcConfig, "port", int)
+    if listen and listen == rpc:
+        yield ("rpc", "port"), f"{rpc} is network.listen_port too; each needs its own"
+
+
+def _at_most(
+    document: Mapping[str, Any], kind: type, path: tuple[str, ...], low: str, high: str
+) -> Found:
+    table: Mapping[str, Any] = document
+    for part in path:
+        table = _table(table, part)
+    least, most = _value(table, kind, low, int), _value(table, kind, high, int)
+    if least is not None and most is not None and least > most:
+        yield (*path, low if low in table else high), f"{low} {least} is above {high} {most}"
+
+
+def _table(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    table = document.get(name)
+    return table if isinstance(table, dict) else {}
+
+
+def _value(table: Mapping[str, Any], kind: type, name: str, wanted: type) -> Any:
+    """Return the setting or its default; None when it has the wrong type."""
+    default = next(f.default for f in fields(kind) if f.name == name)
+    value = table.get(name, None if default is MISSING else default)
+    return value if isinstance(value, wanted) and not isinstance(value, bool) else None

@@ -1,0 +1,169 @@
+"""What an institution makes before it can take part: keys, the public card, the genesis, the config.
+
+folder/
+  node.key.pem        votes, seals and pins TLS; encrypted
+  gateway.key.pem     signs the institution's transactions; encrypted
+  passphrase          opens both, 0600; move it to a secret store and name another source instead
+  institution.json    the public card: goes to whoever assembles the genesis
+  node.toml, rpc.token, data/
+"""
+
+import base64
+import json
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from node import keys
+from node.config import KeyConfig, NetworkConfig, NodeConfig, PeerAddress, RpcConfig, render_config
+from node.ledger.genesis import Genesis, Institution, Member, NodeIdentity
+from node.network.tls import make_certificate
+
+NODE_KEY = "node.key.pem"
+GATEWAY_KEY = "gateway.key.pem"
+PASSPHRASE = "passphrase"  # noqa: S105 - a file's name
+CARD = "institution.json"
+CONFIG = "node.toml"
+TOKEN = "rpc.token"  # noqa: S105 - a file's name
+GENESIS = "genesis.json"
+CARD_VERSION = 1
+
+
+class InvalidCard(ValueError):
+    """An institution's public card cannot be used; the text says which and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """The public half of what `create_identity` made."""
+
+    institution: str
+    display_name: str
+    node_key: bytes  # 32 bytes
+    certificate: bytes  # DER
+    members: tuple[Member, ...]
+    observer: bool = False
+
+    def save(self, path: Path) -> None:
+        """Write the card as JSON."""
+        value = {
+            "version": CARD_VERSION,
+            "institution": self.institution,
+            "display_name": self.display_name,
+            "observer": self.observer,
+            "node_key": self.node_key.hex(),
+            "certificate": base64.b64encode(self.certificate).decode(),
+            "members": [{"public_key": m.public_key.hex(), "roles": m.roles} for m in self.members],
+        }
+        path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+    @staticmethod
+    def load(path: Path) -> "Card":
+        """Read a card. Raises `InvalidCard`; whether its keys are sound, the genesis checks."""
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+            if value["version"] != CARD_VERSION:
+                raise InvalidCard(
+                    f"{path}: card version {value['version']}; this program knows {CARD_VERSION}"
+                )
+            members = tuple(
+                Member(bytes.fromhex(m["public_key"]), tuple(sorted(m["roles"])))
+                for m in value["members"]
+            )
+            return Card(
+                str(value["institution"]),
+                str(value["display_name"]),
+                bytes.fromhex(value["node_key"]),
+                base64.b64decode(value["certificate"], validate=True),
+                members,
+                bool(value.get("observer", False)),
+            )
+        except OSError as error:
+            raise InvalidCard(f"{path}: {error.strerror}") from error
+        except InvalidCard:
+            raise
+        except (ValueError, KeyError, TypeError) as error:
+            raise InvalidCard(f"{path}: not an institution's card ({error})") from error
+
+
+def create_identity(
+    folder: Path,
+    institution: str,
+    display_name: str,
+    *,
+    passphrase: bytes | None = None,
+    observer: bool = False,
+) -> Card:
+    """Make node and gateway keys in `folder` and return the public card, which is written too.
+
+    Without a passphrase a random one is made and kept beside the keys, 0600. Raises `KeyFileError`
+    when a key is there already: keys are never overwritten.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if passphrase is None:
+        passphrase = secrets.token_urlsafe(32).encode()
+        keys.save_secret(folder / PASSPHRASE, passphrase + b"\n")
+    node, gateway = keys.generate(), keys.generate()
+    keys.save(node, folder / NODE_KEY, passphrase)
+    keys.save(gateway, folder / GATEWAY_KEY, passphrase)
+    card = Card(
+        institution,
+        display_name,
+        keys.public_bytes(node),
+        make_certificate(node, institution),
+        (Member(keys.public_bytes(gateway), ("administrator", "gateway")),),
+        observer,
+    )
+    card.save(folder / CARD)
+    return card
+
+
+def make_genesis(name: str, cards: Iterable[Card], time_ms: int) -> Genesis:
+    """Return the genesis of a consortium; the order of the cards is the order of voting."""
+    cards = tuple(cards)
+    return Genesis(
+        name=name,
+        time_ms=time_ms,
+        institutions=tuple(Institution(c.institution, c.display_name, c.members) for c in cards),
+        validators=tuple(_identity(c) for c in cards if not c.observer),
+        observers=tuple(_identity(c) for c in cards if c.observer),
+    )
+
+
+def node_config(
+    folder: Path,
+    institution: str,
+    genesis_file: Path,
+    *,
+    listen: tuple[str, int],
+    peers: Sequence[PeerAddress],
+    rpc_port: int,
+) -> NodeConfig:
+    """Return the settings of a node whose keys are in `folder`."""
+    return NodeConfig(
+        institution=institution,
+        data_dir=folder / "data",
+        genesis_file=genesis_file,
+        key=KeyConfig(file=folder / NODE_KEY, passphrase_file=folder / PASSPHRASE),
+        rpc=RpcConfig(token_file=folder / TOKEN, port=rpc_port),
+        network=NetworkConfig(listen_host=listen[0], listen_port=listen[1], peers=tuple(peers)),
+    )
+
+
+def write_node(folder: Path, config: NodeConfig) -> None:
+    """Write `config` and a new RPC token into `folder`; an existing token stays."""
+    if not config.rpc.token_file.exists():
+        keys.create_token(config.rpc.token_file)
+    (folder / CONFIG).write_text(render_config(config), encoding="utf-8")
+
+
+def load_member_key(folder: Path, passphrase: bytes) -> Ed25519PrivateKey:
+    """Return the key with which the institution's gateway signs. Raises `KeyFileError`."""
+    return keys.load(folder / GATEWAY_KEY, passphrase)
+
+
+def _identity(card: Card) -> NodeIdentity:
+    return NodeIdentity(card.institution, card.node_key, card.certificate)

@@ -1,0 +1,1 @@
+"""Several nodes in one process or as processes of their own, for tests and trials."""

@@ -1,0 +1,108 @@
+"""The files of a whole consortium in one folder: a genesis, and keys and config for every node."""
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from node.config import ConsensusConfig, NodeConfig, PeerAddress, load_config
+from node.ledger import genesis_file
+from node.provision import CONFIG, GENESIS, create_identity, make_genesis, node_config, write_node
+
+LOOPBACK = "127.0.0.1"
+NAMES = ("north", "south", "east", "west", "hill", "lake", "river", "coast", "forest", "valley")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where everything is."""
+
+    folder: Path
+    configs: tuple[NodeConfig, ...]  # validators first, then observers
+
+    @property
+    def genesis_file(self) -> Path:
+        """The genesis that all nodes share."""
+        return self.folder / GENESIS
+
+    def node_folder(self, index: int) -> Path:
+        """Return the folder with the keys, config and data of one node."""
+        return self.folder / self.configs[index].institution
+
+
+def institution_name(index: int) -> str:
+    """Return the name of the node with this index: north, south, ..., north-2, ..."""
+    lap, position = divmod(index, len(NAMES))
+    return NAMES[position] if lap == 0 else f"{NAMES[position]}-{lap + 1}"
+
+
+def create_layout(
+    folder: Path,
+    *,
+    validators: int = 4,
+    observers: int = 0,
+    consensus: ConsensusConfig | None = None,
+) -> Layout:
+    """Write keys, genesis and configs for a new consortium on loopback into `folder`.
+
+    Every file is what an operator would make by hand with `keygen`, `genesis` and `init`.
+    """
+    if validators < 1 or observers < 0:
+        raise ValueError(
+            "a testnet has at least one validator, and no negative number of observers"
+        )
+    names = [institution_name(index) for index in range(validators + observers)]
+    cards = [
+        create_identity(
+            folder / name, name, f"{name.title()} Hospital", observer=index >= validators
+        )
+        for index, name in enumerate(names)
+    ]
+    genesis = make_genesis("testnet", cards, time.time_ns() // 1_000_000)
+    genesis_file.save(genesis, folder / GENESIS)
+    ports = list(free_ports(2 * len(names)))
+    listens, rpcs = ports[: len(names)], ports[len(names) :]
+    configs = []
+    for index, name in enumerate(names):
+        peers = [
+            PeerAddress(institution=other, host=LOOPBACK, port=listens[number])
+            for number, other in enumerate(names)
+            if number != index
+        ]
+        config = node_config(
+            folder / name,
+            name,
+            folder / GENESIS,
+            listen=(LOOPBACK, listens[index]),
+            peers=peers,
+            rpc_port=rpcs[index],
+        )
+        if consensus is not None:
+            config = replace(config, consensus=consensus)
+        write_node(folder / name, config)
+        configs.append(config)
+    return Layout(folder, tuple(configs))
+
+
+def load_layout(folder: Path) -> Layout:
+    """Return the layout that `create_layout` wrote. Raises `FileNotFoundError`, `ConfigError`."""
+    files = sorted(folder.glob(f"*/{CONFIG}"), key=lambda path: _order(path.parent.name))
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no testnet")
+    return Layout(folder, tuple(load_config(path) for path in files))
+
+
+def free_ports(count: int) -> Iterator[int]:
+    """Yield ports that were free on loopback a moment ago; all held until the last was found."""
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for listener in sockets:
+            listener.bind((LOOPBACK, 0))
+        yield from [listener.getsockname()[1] for listener in sockets]
+
+
+def _order(name: str) -> tuple[int, int]:
+    base, _, lap = name.partition("-")
+    return (int(lap or 1), NAMES.index(base) if base in NAMES else len(NAMES))

@@ -1,0 +1,1 @@
+"""The pytest fixture for whoever builds on RadLedger."""

@@ -1,0 +1,285 @@
+"""Validators that lie. Each runs the real replica and bends what leaves it.
+
+All of one network conspire: they share what they hear and vote for each other's double proposals.
+They can sign with their own keys only.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+from consensus.messages import (
+    NULL_DIGEST,
+    Commit,
+    Domain,
+    Message,
+    NewView,
+    Prepare,
+    PrePrepare,
+    Seal,
+    SealCertificate,
+    ViewChange,
+    encode,
+)
+from tests.simulation.checker import header_after
+from tests.simulation.disk import Block
+from tests.simulation.execution import Copied
+from tests.simulation.node import SimNode
+from tests.simulation.payloads import GOOD, INVALID, Payload, digest_of
+
+_TICK_MS = 60.0
+_FLOOD = 25  # messages per tick
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Two batches for one height, each shown to one side."""
+
+    digests: tuple[bytes, bytes]
+    second: frozenset[int]  # validators that see the second digest
+
+    def side(self, validator: int) -> int:
+        """Return which of the two `validator` is shown."""
+        return int(validator in self.second)
+
+
+class Coalition:
+    """What the Byzantine validators of one network share."""
+
+    def __init__(self) -> None:
+        self.members: list[ByzantineNode] = []
+        self.heard: deque[bytes] = deque(maxlen=300)
+        self.digests: deque[bytes] = deque([NULL_DIGEST], maxlen=40)
+        self.splits: dict[tuple[int, int], Split] = {}
+        self.view = 0
+        self.height = 0
+
+
+class ByzantineNode(SimNode):
+    """A validator that follows its tactics instead of the protocol."""
+
+    def __init__(self, world: Any, place: int, index: int, tactics: tuple[str, ...]) -> None:
+        super().__init__(world, place, index)
+        self.honest = False
+        self.index: int = index
+        self.tactics = frozenset(tactics)
+        self.coalition: Coalition = world.coalition
+        self.coalition.members.append(self)
+        self._sign = self.keys.signer(index)
+        self._domain = Domain(self.chain_id, self.schedule.at(1).digest)
+        self._deaf_to_us = frozenset(
+            i for i in range(world.plan.n) if self.rng.random() < self.rng.choice([0.3, 0.6, 1.0])
+        )
+        self._lies: dict[bytes, bytes] = {}
+
+    def start(self) -> None:
+        """Boot, and begin to act on its own account."""
+        super().start()
+        self.later(self.rng.uniform(0, _TICK_MS), self._tick)
+
+    def deliver(self, data: bytes) -> None:
+        """Take a message, and remember it for the coalition."""
+        if self.up:
+            self.coalition.heard.append(data)
+            message = self.world.letters.open(data).message
+            if isinstance(message, PrePrepare):
+                self.coalition.digests.append(message.digest)
+                self.coalition.view, self.coalition.height = message.view, message.height
+        super().deliver(data)
+
+    def transmit(self, to: int | None, message: Message) -> None:
+        """Send whatever the tactics make of `message`."""
+        targets = [i for i in range(self.world.plan.n) if i != self.index]
+        for target in targets if to is None else [to]:
+            for bent in self._bend(target, message):
+                self.post(target, encode(bent))
+        if "replay" in self.tactics and self.coalition.heard and self.rng.random() < 0.3:
+            self.post(None, self.rng.choice(self.coalition.heard))
+        if "garbage" in self.tactics and self.rng.random() < 0.3:
+            self.post(None, self._garbage(encode(message)))
+
+    def _bend(self, target: int, message: Message) -> Iterator[Message]:
+        tactics, chance = self.tactics, self.rng.random
+        if "mute" in tactics and target in self._deaf_to_us and chance() < 0.9:
+            return
+        if "equivocate" in tactics and isinstance(message, PrePrepare | Prepare | Commit):
+            yield from self._two_faced(target, message)
+            return
+        if "liar" in tactics and isinstance(message, ViewChange | NewView) and chance() < 0.7:
+            message = self.lie(message)
+        if "withhold" in tactics and isinstance(message, PrePrepare):
+            message = self._unobtainable(message)
+        if "mutate" in tactics and chance() < 0.3:
+            yield self.mutate(message)
+            if chance() < 0.5:
+                return
+        yield message
+
+    # Equivocation
+
+    def _two_faced(self, target: int, message: PrePrepare | Prepare | Commit) -> Iterator[Message]:
+        key = (message.view, message.height)
+        if isinstance(message, PrePrepare) and key not in self.coalition.splits:
+            self._split(message)
+        split = self.coalition.splits.get(key)
+        if split is None:
+            yield message
+        elif isinstance(message, PrePrepare):
+            yield self.signed(replace(message, digest=split.digests[split.side(target)]))
+
+    def _split(self, message: PrePrepare) -> None:
+        """Make a second batch for the height and let every friend vote for both."""
+        data = Payload(-1, self.place, self.world.nonce()).encode()
+        others = sorted(i for i in range(self.world.plan.n) if i not in self.world.checker.faulty)
+        share = len(others) // 2 if self.rng.random() < 0.7 else self.rng.randint(1, len(others))
+        self._lend_out(data)
+        split = Split((message.digest, digest_of(data)), frozenset(self.rng.sample(others, share)))
+        self.coalition.splits[(message.view, message.height)] = split
+        for friend in self.coalition.members:
+            if friend.up:
+                for delay in (1.0, 15.0, 80.0):
+                    friend.later(delay, friend.support, message.view, message.height, split)
+
+    def support(self, view: int, height: int, split: Split) -> None:
+        """Vote for both batches of a split, each where it is known."""
+        for target in range(self.world.plan.n):
+            digest = split.digests[split.side(target)]
+            if target == self.index:
+                continue
+            if self.index != view % self.world.plan.n:
+                self.post(target, self._vote(Prepare(view, height, digest, self.index)))
+            self.post(target, self._vote(Commit(view, height, digest, self.index)))
+
+    def _vote(self, message: Message) -> bytes:
+        return encode(self.signed(message))
+
+    def _lend_out(self, data: bytes) -> None:
+        for friend in self.coalition.members:
+            friend._lies[digest_of(data)] = data
+
+    def lend(self, digest: bytes) -> bytes | None:
+        """Give out what was forged, too; the withholding give nothing."""
+        if "withhold" in self.tactics and self.rng.random() < 0.9:
+            return None
+        return self._lies.get(digest) or super().lend(digest)
+
+    def _unobtainable(self, message: PrePrepare) -> Message:
+        data = Payload(-1, self.place, message.height, self.rng.choice([GOOD, INVALID])).encode()
+        if self.rng.random() < 0.5:
+            self._lend_out(data)
+        return self.signed(replace(message, digest=digest_of(data)))
+
+    # Lies about the past
+
+    def lie(self, message: ViewChange | NewView) -> Message:
+        """Withhold certificates, offer stale ones, or bend what a new view begins with."""
+        rng = self.rng
+        if isinstance(message, ViewChange):
+            prepared = tuple(p for p in message.prepared if rng.random() < 0.5)
+            genesis = SealCertificate(0, self.world.genesis.header, ())
+            stable = rng.choice([message.stable, genesis])
+            return self.signed(replace(message, prepared=prepared, stable=stable))
+        pre_prepares = list(message.pre_prepares)
+        for position, old in enumerate(pre_prepares):
+            if rng.random() < 0.5:
+                digest = rng.choice(self.coalition.digests)
+                pre_prepares[position] = self.signed(replace(old, digest=digest))
+        if rng.random() < 0.3:
+            pre_prepares = pre_prepares[: rng.randint(0, len(pre_prepares))]
+        return self.signed(replace(message, pre_prepares=tuple(pre_prepares)))
+
+    # Mutation
+
+    def mutate(self, message: Message) -> Message:
+        """Change one field, at any depth, and sign again."""
+        changed = self._mutated(message)
+        if hasattr(changed, "sender") and self.rng.random() < 0.8:
+            changed = replace(changed, sender=self.index)
+        return self.signed(changed)
+
+    def _mutated(self, value: Any) -> Any:
+        rng = self.rng
+        if is_dataclass(value):
+            name = rng.choice([f.name for f in fields(value) if f.name != "signature"])
+            old = getattr(value, name)
+            return replace(value, **{name: self._mutated(old)})  # type: ignore[type-var]
+        if isinstance(value, tuple):
+            return self._mutated_tuple(value)
+        if isinstance(value, bytes):
+            return rng.choice(self.coalition.digests) if len(value) == 32 else bytes(64)
+        return max(0, value + rng.choice([-2, -1, 1, 2, self.world.plan.n, 10**6]))
+
+    def _mutated_tuple(self, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not value:
+            return value
+        position, items = self.rng.randrange(len(value)), list(value)
+        match self.rng.randrange(4):
+            case 0:
+                del items[position]
+            case 1:
+                items.append(items[position])
+            case 2:
+                items.reverse()
+            case _:
+                items[position] = self._mutated(items[position])
+        return tuple(items)
+
+    def signed(self, message: Message) -> Message:
+        """Sign with its own key, also the nested messages that carry its name."""
+        if isinstance(message, NewView):
+            nested = tuple(self.signed(p) for p in message.pre_prepares)
+            message = replace(message, pre_prepares=nested)  # type: ignore[arg-type]
+        if not hasattr(message, "signature"):
+            return message
+        return replace(message, signature=self._sign(self._domain.signed_bytes(message)))
+
+    def _garbage(self, data: bytes) -> bytes:
+        rng = self.rng
+        cut = data[: rng.randint(0, len(data))]
+        return rng.choice([cut, rng.randbytes(rng.randint(0, 60)), cut + b"\xc0", b"\x93" * 200])
+
+    # Acting unasked
+
+    def _tick(self) -> None:
+        if "flood" in self.tactics:
+            for _ in range(_FLOOD):
+                self.post(None, encode(self.signed(self._nonsense())))
+        if "hasty" in self.tactics and self.rng.random() < 0.3:
+            view = self.coalition.view + self.rng.choice([1, 1, 2, 5, 2**40])
+            genesis = SealCertificate(0, self.world.genesis.header, ())
+            self.post(None, encode(self.signed(ViewChange(view, genesis, (), self.index))))
+        self.later(_TICK_MS, self._tick)
+
+    def _nonsense(self) -> Message:
+        rng, me = self.rng, self.index
+        view = max(0, self.coalition.view + rng.choice([-1, 0, 0, 0, 1, 2, 7, 2**40]))
+        height = max(1, self.coalition.height + rng.choice([-3, -1, 0, 0, 1, 1, 2, 5, 40, 2**40]))
+        digest = rng.choice([*self.coalition.digests, rng.randbytes(32)])
+        genesis = SealCertificate(0, self.world.genesis.header, ())
+        makers: list[Callable[[], Message]] = [
+            lambda: PrePrepare(view, height, digest, me),
+            lambda: Prepare(view, height, digest, me),
+            lambda: Commit(view, height, digest, me),
+            lambda: Seal(height, digest, me),
+            lambda: ViewChange(view + 1, genesis, (), me),
+        ]
+        return rng.choice(makers)()
+
+    # Forged blocks
+
+    def lend_blocks(self, above: int) -> Copied | None:
+        """Serve blocks whose certificate is signed by the coalition only."""
+        if "forge" not in self.tactics or not self.up:
+            return super().lend_blocks(above)
+        height = above + 1
+        if above > self.disk.head:
+            return None
+        data = Payload(-1, self.place, self.world.nonce()).encode()
+        header = header_after(self.disk.blocks[above].header, height, digest_of(data))
+        seals = []
+        for index in range(self.world.quorum):
+            seal = Seal(height, header, index)
+            seals.append((index, self._sign(self._domain.signed_bytes(seal))))
+        certificate = SealCertificate(height, header, tuple(seals))
+        return Copied(height, (Block(digest_of(data), header, data),), certificate)

@@ -1,0 +1,188 @@
+"""Known bugs, planted on purpose: a simulator that finds nothing proves nothing.
+
+A canary patches the core or the node around it for as long as it runs, and is then undone.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+from consensus import normal_case, replica, slots, validators, view_change, wal
+from consensus.effects import SetTimer
+from consensus.messages import NULL_DIGEST, Commit
+from tests.simulation import catchup
+from tests.simulation.disk import Transaction
+from tests.simulation.node import SimNode
+from tests.simulation.plan import Plan, draw
+from tests.simulation.trace import Tracer
+from tests.simulation.world import VIEW_TIMEOUT_MS, Result, World, run
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """One bug: how to plant it, and within how many seeds it must be found."""
+
+    story: str
+    seeds: int
+    plant: Callable[[], Any]  # a context manager
+    shape: Callable[[Plan], Plan] = lambda plan: plan
+
+
+@dataclass(frozen=True, slots=True)
+class Hunt:
+    """How the search for one bug went."""
+
+    name: str
+    seeds: int
+    found: Result | None
+
+    def __str__(self) -> str:
+        if self.found is None:
+            return f"{self.name}: NOT FOUND within {self.seeds} seeds"
+        first = (self.found.violation or "").splitlines()[0]
+        return (
+            f"{self.name}: found after {self.seeds} seeds: {first}\n"
+            f"  replay: python -m tests.simulation --canary {self.name} "
+            f"--seed {self.found.seed} --trace"
+        )
+
+
+@contextmanager
+def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Replace an attribute for a while; of a module, in every module that imported it, too."""
+    old = getattr(owner, name)
+    places = [owner]
+    if getattr(owner, "__name__", "").startswith("consensus."):
+        modules = [m for key, m in sys.modules.items() if key.startswith("consensus.")]
+        places += [m for m in modules if getattr(m, name, None) is old and m is not owner]
+    for place in places:
+        setattr(place, name, value)
+    try:
+        yield
+    finally:
+        for place in places:
+            setattr(place, name, old)
+
+
+def _small_quorum() -> Any:
+    return patched(validators, "quorum_size", lambda n: 2 * ((n - 1) // 3) + 1)
+
+
+def _no_persist() -> Any:
+    """Votes leave before they are durable, and a crash loses them."""
+
+    def persist(world: World, node: SimNode, transaction: Transaction) -> int:
+        node.disk.submit(transaction)
+        return 0
+
+    return patched(World, "persist", persist)
+
+
+def _prepared_ignored() -> Any:
+    original = view_change.carried_over
+
+    def carried_over(view_changes: Any) -> list[tuple[int, bytes]]:
+        return [(height, NULL_DIGEST) for height, _ in original(view_changes)]
+
+    return patched(view_change, "carried_over", carried_over)
+
+
+def _any_commit() -> Any:
+    """A commit counts whatever digest it names."""
+    original = slots.Tally.add
+
+    def add(tally: Any, key: Any, vote: Any) -> int:
+        count = original(tally, key, vote)
+        return sum(tally.counts.values()) if isinstance(vote, Commit) else count
+
+    return patched(slots.Tally, "add", add)
+
+
+def _view_timer_once() -> Any:
+    """The view timer is started only once in a node's life."""
+    original = SimNode._do
+
+    def do(node: SimNode, effect: Any) -> None:
+        if isinstance(effect, SetTimer) and effect.name == "view":
+            if node.view_timer_started:
+                return
+            node.view_timer_started = True
+        original(node, effect)
+
+    return patched(SimNode, "_do", do)
+
+
+def _seals_unchecked() -> Any:
+    return patched(catchup, "seal_checks", lambda *_: [])
+
+
+def _view_forgotten() -> Any:
+    """A restarted node believes to be in view 0."""
+    original = World.start_replica
+
+    def start_replica(world: World, replica: Any, rows: Any, *rest: Any) -> Any:
+        views = (wal.NEW_VIEW_KEY, wal.VIEW_CHANGE_KEY)
+        kept = {key: value for key, value in rows.items() if key not in views}
+        return original(world, replica, kept, *rest)
+
+    return patched(World, "start_replica", start_replica)
+
+
+@contextmanager
+def _vote_counted_twice() -> Iterator[None]:
+    """A repeated commit of one validator raises the tally, too."""
+    original = normal_case.on_commit
+    is_relevant = replica.Replica.is_relevant
+
+    def on_commit(state: Any, vote: Commit) -> None:
+        slot = state.slots.get(vote.height)
+        if slot is not None and slot.commits.votes.get(vote.sender) == vote:
+            del slot.commits.votes[vote.sender]
+        original(state, vote)
+
+    def relevant(self: Any, message: Any) -> bool:
+        return isinstance(message, Commit) or is_relevant(self, message)
+
+    with (
+        patched(normal_case, "on_commit", on_commit),
+        patched(replica.Replica, "is_relevant", relevant),
+    ):
+        yield
+
+
+def _timer_never_doubles(plan: Plan) -> Plan:
+    return replace(plan, options={**plan.options, "view_timeout_max_ms": VIEW_TIMEOUT_MS})
+
+
+CANARIES = {
+    "small-quorum": Canary(
+        "2f+1 votes decide at N=8", 60, _small_quorum, lambda plan: plan.with_n(8)
+    ),
+    "no-persist": Canary("votes are sent before they are durable", 40, _no_persist),
+    "prepared-ignored": Canary("a new view begins with null blocks", 40, _prepared_ignored),
+    "any-commit": Canary("a commit counts for any digest", 80, _any_commit),
+    "one-view-timer": Canary("the view timer never restarts", 40, _view_timer_once),
+    "no-doubling": Canary("the view timer never doubles", 80, nullcontext, _timer_never_doubles),
+    "view-forgotten": Canary("a restarted node is in view 0", 40, _view_forgotten),
+    "double-votes": Canary("a validator's votes all count", 60, _vote_counted_twice),
+    "seals-unchecked": Canary("synced blocks need no valid seals", 150, _seals_unchecked),
+}
+
+
+def run_with(name: str, seed: int, tracer: Tracer | None = None) -> Result:
+    """Simulate `seed` with the bug planted."""
+    canary = CANARIES[name]
+    with canary.plant():
+        return run(canary.shape(draw(seed)), tracer)
+
+
+def hunt(name: str) -> Hunt:
+    """Search for the bug and stop at the first seed that shows it."""
+    limit = CANARIES[name].seeds
+    for seed in range(limit):
+        result = run_with(name, seed)
+        if result.violation is not None:
+            return Hunt(name, seed + 1, result)
+    return Hunt(name, limit, None)

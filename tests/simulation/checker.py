@@ -1,0 +1,191 @@
+"""What must hold after every step, checked as it happens, by code that shares none with the core.
+
+"Honest" below is every node that runs the unchanged replica with a key of its own: the correct
+ones, observers, and wiped ones. A wiped node has forgotten its votes, so it may contradict them;
+what it executes must agree nevertheless, as long as it counts among the f.
+"""
+
+from hashlib import sha256
+
+from consensus.authentication import SignatureCheck
+from consensus.effects import Evidence
+from consensus.messages import (
+    NULL_DIGEST,
+    Commit,
+    Domain,
+    Message,
+    NewView,
+    Prepare,
+    PrePrepare,
+    Seal,
+    SealCertificate,
+    ViewChange,
+)
+from consensus.validators import ValidatorSet
+from tests.simulation.disk import Block
+from tests.simulation.keys import Keyring
+
+
+class Violation(Exception):
+    """A promise was broken; the text says which, where, and by whom."""
+
+
+def header_after(previous: bytes, height: int, digest: bytes) -> bytes:
+    """Return what execution of `digest` at `height` gives: a pure function, as in production."""
+    return sha256(previous + height.to_bytes(8, "big") + digest).digest()
+
+
+class Checker:
+    """Remembers what honest nodes did, across all their crashes, and compares."""
+
+    def __init__(
+        self, validators: ValidatorSet, chain_id: bytes, keys: Keyring, genesis: Block
+    ) -> None:
+        n = validators.n
+        self.quorum = next(q for q in range(1, n + 1) if 2 * q - n > (n - 1) // 3)
+        self.decided: list[Block] = [genesis]
+        self.faulty: set[int] = set()  # Byzantine: nothing is demanded of them
+        self.forgetful: set[int] = set()  # wiped: their votes may contradict each other
+        self._domain = Domain(chain_id, validators.digest)
+        self._public = validators.validators
+        self._verify = keys.verify
+        self._votes: dict[tuple[int, str, int, int], bytes] = {}
+        self._commits: dict[tuple[int, int], tuple[bytes, int]] = {}
+        self._committed: dict[int, tuple[bytes, int]] = {}
+        self._seals: dict[tuple[int, int], bytes] = {}
+        self._left: dict[int, int] = {}  # sender -> highest view that it has asked for
+        self._certified: set[SealCertificate] = set()
+
+    def sent(self, sender: int, message: Message) -> None:
+        """A validator's message leaves its node."""
+        if sender in self.faulty or sender in self.forgetful:
+            return
+        if isinstance(message, SealCertificate):
+            self.stable(sender, message)
+            return
+        if isinstance(message, NewView) and message.sender != sender:
+            return  # passed on to one that missed it
+        self._expect(message.sender == sender, f"validator {sender} sent another's message")
+        match message:
+            case PrePrepare(view, height, digest) | Prepare(view, height, digest):
+                self._vote(sender, "prepare", view, height, digest)
+            case Commit(view, height, digest):
+                self._vote(sender, "commit", view, height, digest)
+                known, first = self._commits.setdefault((view, height), (digest, sender))
+                self._expect(
+                    known == digest,
+                    f"validators {first} and {sender} prepared different batches at height "
+                    f"{height} of view {view}",
+                )
+            case Seal(height, header):
+                known_header = self._seals.setdefault((sender, height), header)
+                self._expect(
+                    known_header == header, f"validator {sender} sealed two headers at {height}"
+                )
+            case ViewChange(view=view) | NewView(view=view):
+                self._left[sender] = max(view, self._left.get(sender, 0))
+
+    def _vote(self, sender: int, kind: str, view: int, height: int, digest: bytes) -> None:
+        key = (sender, kind, view, height)
+        known = self._votes.get(key)
+        if known is None:
+            self._votes[key] = digest
+            self._expect(
+                view >= self._left.get(sender, 0),
+                f"validator {sender} made a {kind} vote for height {height} in view {view} after "
+                f"it had asked for view {self._left.get(sender)}",
+            )
+        else:
+            self._expect(
+                known == digest,
+                f"validator {sender} made two {kind} votes for height {height} in view {view}: "
+                f"{known.hex()[:8]} and {digest.hex()[:8]}",
+            )
+
+    def committed(self, place: int, height: int, digest: bytes, head: int, has: bool) -> None:
+        """An honest node was told to execute."""
+        self._expect(
+            height <= head + 1, f"place {place} executes height {height} right after {head}"
+        )
+        self._expect(
+            has or digest == NULL_DIGEST,
+            f"place {place} executes height {height} without its batch {digest.hex()[:8]}",
+        )
+        known, first = self._committed.setdefault(height, (digest, place))
+        self._expect(
+            known == digest,
+            f"places {first} and {place} committed different batches at height {height}: "
+            f"{known.hex()[:8]} and {digest.hex()[:8]}",
+        )
+
+    def durable(self, place: int, height: int, block: Block) -> None:
+        """An honest node's block is durable: from now on, clients may rely on it."""
+        if height == len(self.decided):
+            self.decided.append(block)
+        self._expect(height < len(self.decided), f"place {place} left a gap before {height}")
+        known = self.decided[height]
+        self._expect(
+            known.digest == block.digest and known.header == block.header,
+            f"place {place} has another block at height {height}: "
+            f"{block.digest.hex()[:8]}, not {known.digest.hex()[:8]}",
+        )
+
+    def stable(self, place: int, certificate: SealCertificate) -> None:
+        """An honest node holds `certificate` to be proof of a height."""
+        if certificate in self._certified:
+            return
+        self._certified.add(certificate)
+        height, header, seals = certificate.height, certificate.header, certificate.seals
+        senders = [sender for sender, _ in seals]
+        self._expect(
+            senders == sorted(set(senders)) and len(senders) >= self.quorum * (height > 0),
+            f"place {place} took {senders} for a quorum of {self.quorum} at height {height}",
+        )
+        for sender, signature in seals:
+            signed = self._domain.signed_bytes(Seal(height, header, sender))
+            self._expect(
+                self._valid(sender, signed, signature),
+                f"place {place} took a forged seal of validator {sender} at height {height}",
+            )
+        if height < len(self.decided):
+            self._expect(
+                self.decided[height].header == header,
+                f"place {place} holds a certificate for another block at height {height}",
+            )
+
+    def accused(self, place: int, evidence: Evidence) -> None:
+        """An honest node says that a validator contradicted itself."""
+        first, second = evidence.first, evidence.second
+        self._expect(
+            first != second and first.sender == second.sender,
+            f"place {place} accuses with {first} and {second}, which proves nothing",
+        )
+        for message in (first, second):
+            signed = self._domain.signed_bytes(message)
+            self._expect(
+                self._valid(message.sender, signed, message.signature),
+                f"place {place} accuses with a forged {message}",
+            )
+        self._expect(
+            first.sender in self.faulty or first.sender in self.forgetful,
+            f"place {place} frames validator {first.sender} with {first} and {second}",
+        )
+
+    def broken(self, place: int, sentence: str, cause: Exception | None = None) -> None:
+        """An honest node stopped, or the network did not do what was demanded of it."""
+        raise Violation(f"place {place}: {sentence}") from cause
+
+    def bounded(self, place: int, size: int, limit: int) -> None:
+        """An honest node's memory stays within what its options allow."""
+        self._expect(
+            size <= limit, f"place {place} holds {size} values in memory; {limit} are allowed"
+        )
+
+    def _valid(self, sender: int, signed: bytes, signature: bytes) -> bool:
+        if not 0 <= sender < len(self._public):
+            return False
+        return self._verify([SignatureCheck(self._public[sender].public_key, signed, signature)])
+
+    def _expect(self, condition: bool, sentence: str) -> None:
+        if not condition:
+            raise Violation(sentence)

@@ -1,0 +1,123 @@
+"""What a seed stands for: the network, its faults, and what is demanded of it."""
+
+from dataclasses import dataclass, field, replace
+from random import Random
+
+from consensus.validators import faults_tolerated, quorum_size
+from tests.simulation.network import Weather
+
+TACTICS = (
+    "mute",  # says some things to some validators only
+    "equivocate",  # two pre-prepares to two halves; its friends vote for both
+    "mutate",  # changes a field of a correct message and signs that
+    "replay",  # sends again what it once heard
+    "flood",  # bursts of signed nonsense
+    "liar",  # withholds certificates in view changes, bends new views
+    "hasty",  # demands view changes all the time, to near and absurd views
+    "garbage",  # bytes that are no message
+    "withhold",  # proposes batches that nobody can get, or that break the rules
+    "forge",  # serves forged blocks to those that sync
+    "twins",  # runs two correct nodes with one key
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One simulated history before it happens. Times are in milliseconds."""
+
+    seed: int
+    n: int
+    kind: str  # "mixed"; "stall": one silent too many, then healed; "slow": links near the timeout
+    tactics: dict[int, tuple[str, ...]]  # Byzantine validator -> what it does
+    wiped: tuple[int, ...]  # these may lose their disk; they count against f too
+    observers: int
+    weather: Weather  # of the safety phase
+    calm: Weather  # after healing
+    sync_ms: tuple[float, float]
+    execute_ms: tuple[float, float]
+    fetch_ms: tuple[float, float]
+    skew: tuple[float, float]  # range of the factor on a node's timers
+    doubtful: float  # share of batches that some nodes refuse when fresh
+    faults_every_ms: float
+    work_every_ms: float
+    safety_ms: float
+    suspicion: bool  # nodes now and then suspect a primary for no reason
+    options: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def f(self) -> int:
+        """The faults that `n` validators withstand."""
+        return faults_tolerated(self.n)
+
+    @property
+    def quorum(self) -> int:
+        """The number of votes that decides."""
+        return quorum_size(self.n)
+
+    def with_n(self, n: int) -> "Plan":
+        """Return this plan for another size, all f of its faulty validators equivocating."""
+        faulty = range(n - faults_tolerated(n), n)
+        tactics = dict.fromkeys(faulty, ("equivocate",))
+        return replace(self, n=n, kind="mixed", tactics=tactics, wiped=())
+
+
+def draw(seed: int) -> Plan:
+    """Return the plan of `seed`."""
+    rng = Random(f"radledger/{seed}")
+    n = rng.choices(range(1, 11), (1, 1, 2, 22, 18, 14, 18, 8, 2, 2))[0]
+    kind = rng.choices(("mixed", "stall", "slow"), (80, 10, 10))[0]
+    f = faults_tolerated(n)
+    faulty = rng.sample(
+        range(n), rng.choice([f, f, f, rng.randint(0, f)]) if kind != "stall" else 0
+    )
+    wiped = tuple(index for index in faulty if rng.random() < 0.2)
+    tactics = {index: _tactics(rng) for index in faulty if index not in wiped}
+    return Plan(
+        seed=seed,
+        n=n,
+        kind=kind,
+        tactics=tactics,
+        wiped=wiped,
+        observers=int(rng.random() < 0.2),
+        weather=_weather(rng),
+        calm=_calm(rng, kind),
+        sync_ms=rng.choice([(0.1, 1.0), (0.1, 1.0), (1.0, 10.0), (0.1, 80.0)]),
+        execute_ms=rng.choice([(0.1, 2.0), (1.0, 10.0), (5.0, 60.0)]),
+        fetch_ms=rng.choice([(1.0, 5.0), (5.0, 100.0), (1.0, 800.0)]),
+        skew=rng.choice([(1.0, 1.0), (0.8, 1.25), (0.5, 2.0)]),
+        doubtful=rng.choice([0.0, 0.0, 0.1, 0.3]),
+        faults_every_ms=rng.choice([200.0, 500.0, 1500.0]),
+        work_every_ms=rng.choice([20.0, 60.0, 150.0]),
+        safety_ms=rng.uniform(3000.0, 12000.0),
+        suspicion=rng.random() < 0.15,
+        options={"window": rng.choice([4, 8, 32]), "in_flight_max": rng.choice([1, 2, 4])},
+    )
+
+
+def _tactics(rng: Random) -> tuple[str, ...]:
+    if rng.random() < 0.12:
+        return ("twins",)
+    others = TACTICS[:-1]
+    return tuple(sorted(rng.sample(others, rng.choice([1, 1, 2, 3, 5]))))
+
+
+def _weather(rng: Random) -> Weather:
+    delay = rng.choice([(0.5, 3.0), (1.0, 20.0), (1.0, 120.0), (20.0, 60.0)])
+    return Weather(
+        delay_ms=delay,
+        loss=rng.choice([0.0, 0.0, 0.02, 0.1, 0.25]),
+        duplicate=rng.choice([0.0, 0.0, 0.05, 0.3]),
+        straggle=rng.choice([0.0, 0.0, 0.02, 0.1]),
+        in_order=rng.random() < 0.3,
+    )
+
+
+def _calm(rng: Random, kind: str) -> Weather:
+    if kind == "slow":
+        return Weather(delay_ms=(180.0, 320.0))
+    return Weather(
+        delay_ms=rng.choice([(0.5, 3.0), (1.0, 20.0), (10.0, 30.0)]),
+        loss=rng.choice([0.0, 0.0, 0.02]),
+        duplicate=rng.choice([0.0, 0.05]),
+        in_order=rng.random() < 0.5,
+    )
