@@ -13,6 +13,9 @@ import msgpack
 Value: TypeAlias = bool | int | bytes | str | tuple["Value", ...] | None
 
 DEPTH_MAX = 16
+# One for all threads: it holds the interpreter's lock from end to end for these types, and starts
+# anew after an error.
+_packer = msgpack.Packer(use_bin_type=True)
 _PLAIN = frozenset({type(None), bool, int, bytes, str})
 
 
@@ -22,7 +25,7 @@ class NotCanonical(ValueError):
 
 def pack(value: object) -> bytes:
     """Return the canonical encoding of `value`; tuples and lists alike become arrays."""
-    encoded: bytes = msgpack.packb(value, use_bin_type=True)
+    encoded: bytes = _packer.pack(value)
     return encoded
 
 

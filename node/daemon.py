@@ -25,12 +25,11 @@ from consensus.replica import Replica
 from consensus.validators import ValidatorSchedule
 from node import keys
 from node.config import KeyConfig, NodeConfig
-from node.ledger import accounts, genesis_file
+from node.ledger import genesis_file
 from node.ledger.admission import Admission
 from node.ledger.block import decode_certificate
-from node.ledger.contracts.table import check_form
 from node.ledger.errors import Refused
-from node.ledger.execution import ExecutedBlock, Executor
+from node.ledger.execution import ExecutedBlock, Executor, refusal
 from node.ledger.genesis import Genesis
 from node.ledger.mempool import Mempool, MempoolBounds
 from node.ledger.transaction import Transaction, decode_transaction, transaction_digest
@@ -69,14 +68,14 @@ class StartRefused(Exception):
     """The node cannot start with these settings; the text says which and what to do."""
 
 
-def load_identity(config: KeyConfig) -> Ed25519PrivateKey:
-    """Return the node's key. Raises `KeyFileError`."""
+def passphrase_of(config: KeyConfig) -> bytes:
+    """Return the passphrase that opens this institution's keys. Raises `KeyFileError`."""
     source: keys.PassphraseSource = keys.PassphrasePrompt()
     if config.passphrase_file is not None:
         source = keys.PassphraseFile(config.passphrase_file)
     elif config.passphrase_environment is not None:
         source = keys.PassphraseEnvironment(config.passphrase_environment)
-    return keys.load(config.file, keys.read_passphrase(source))
+    return keys.read_passphrase(source)
 
 
 class Node:
@@ -88,7 +87,7 @@ class Node:
         Raises `KeyFileError`, `InvalidGenesis`, `StorageError` or `StartRefused`.
         """
         self._config = config
-        private = load_identity(config.key)
+        private = keys.load(config.key.file, passphrase_of(config.key))
         self.public_key = keys.public_bytes(private)
         genesis = genesis_file.load(config.genesis_file)
         certificate, role = _own_place(genesis, self.public_key, config.institution)
@@ -108,6 +107,7 @@ class Node:
         self, private: Ed25519PrivateKey, genesis: Genesis, certificate: bytes, role: Role
     ) -> None:
         config, chain_id = self._config, genesis.chain_id
+        self._genesis = genesis
         self._schedule = ValidatorSchedule(genesis.validator_set())
         chain_store = ChainStore(self._store)
         tree = StateTree(self._store)
@@ -126,8 +126,8 @@ class Node:
         self._admission = Admission(
             self._mempool,
             self._verifiers,
-            partial(_speaks_against, chain_store),
-            decode=partial(_decode, genesis, chain_id),
+            self._speaks_against,
+            decode=partial(decode_transaction, limits=genesis.limits, chain_id=chain_id),
             now_ms=wall_ms,
             on_accepted=self._accepted,
         )
@@ -393,6 +393,11 @@ class Node:
 
     # Housekeeping.
 
+    def _speaks_against(self, transaction: Transaction) -> Refused | None:
+        """Say what in the present state speaks against a transaction; runs in a worker thread."""
+        height = self._chain.height + 1
+        return refusal(self._chain_store, transaction, height, self._genesis.limits)
+
     def _offer(self, peer: bytes, bodies: list[bytes]) -> None:
         self._admission.offer(bodies, partial(self._refused_of, peer), source=peer.hex())
 
@@ -528,23 +533,6 @@ def _known_peers(genesis: Genesis, config: NodeConfig) -> list[KnownPeer]:
                 )
             )
     return peers
-
-
-def _decode(genesis: Genesis, chain_id: bytes, raw: bytes) -> Transaction:
-    transaction = decode_transaction(raw, genesis.limits, chain_id)
-    check_form(transaction.operations)
-    return transaction
-
-
-def _speaks_against(chain: ChainStore, transaction: Transaction) -> Refused | None:
-    """Say what in the present state speaks against a transaction; runs in a worker thread."""
-    if chain.transaction(transaction.id) is not None:
-        return Refused("replayed", "a transaction with this id was executed before")
-    sender = (transaction.institution, transaction.member_key)
-    if accounts.member_roles(chain.state_value, *sender) is None:
-        code = accounts.sender_refusal(chain.state_value, *sender)
-        return Refused(code, "the sender may not sign for this institution")
-    return None
 
 
 def _replica_options(config: NodeConfig) -> Options:

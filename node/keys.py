@@ -3,7 +3,9 @@
 An Ed25519 key is kept as encrypted PKCS#8 PEM (RFC 5958), so stock OpenSSL reads it. The
 cryptography package's own writer stretches the passphrase with 2,048 rounds of PBKDF2 only; the
 envelope here is therefore PBES2 (RFC 8018) with scrypt (RFC 7914 §7) and AES-256-CBC, every
-primitive taken from that package. Reading goes through the package alone.
+primitive taken from that package. Reading goes through the package alone. CBC does not notice a
+flipped bit, so the public key stands in clear before the PEM block (RFC 7468 §5.2 allows text
+there), and a secret that does not belong to it is refused.
 
 Secrets live in files that only their owner can read. No secret enters a message, a repr or a log.
 """
@@ -30,6 +32,8 @@ TOKEN_LENGTH_MIN = 32
 
 # As costly to guess as N=2^17, p=1, within the 32 MiB that stock OpenSSL grants scrypt on reading.
 _SCRYPT_N, _SCRYPT_R, _SCRYPT_P = 2**14, 8, 5
+_SCRYPT_N_LEAST = 2**10  # for a random passphrase, which needs no stretching
+_PUBLIC_KEY = b"Public-Key: "
 _OID_PBES2 = bytes.fromhex("06092a864886f70d01050d")
 _OID_SCRYPT = bytes.fromhex("06092b06010401da47040b")
 _OID_AES_256_CBC = bytes.fromhex("060960864801650304012a")
@@ -81,8 +85,12 @@ def signer(private: Ed25519PrivateKey) -> Signer:
     return private.sign
 
 
-def save(private: Ed25519PrivateKey, path: Path, passphrase: bytes) -> None:
+def save(
+    private: Ed25519PrivateKey, path: Path, passphrase: bytes, *, stretch: bool = True
+) -> None:
     """Write the key to `path`, encrypted, readable by its owner only, durable on return.
+
+    `stretch` may be False for a passphrase of 128 random bits or more, which nobody can guess.
 
     Raises `KeyFileError` when the file exists (a key is never overwritten), when it cannot be
     written, or when the passphrase is shorter than `PASSPHRASE_LENGTH_MIN` bytes.
@@ -96,7 +104,11 @@ def save(private: Ed25519PrivateKey, path: Path, passphrase: bytes) -> None:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    save_secret(path, _pem(_encrypt_pkcs8(plain, passphrase)))
+    head = _PUBLIC_KEY + public_bytes(private).hex().encode() + b"\n"
+    save_secret(
+        path,
+        head + _pem(_encrypt_pkcs8(plain, passphrase, _SCRYPT_N if stretch else _SCRYPT_N_LEAST)),
+    )
 
 
 def load(path: Path, passphrase: bytes) -> Ed25519PrivateKey:
@@ -118,6 +130,9 @@ def load(path: Path, passphrase: bytes) -> Ed25519PrivateKey:
         ) from error
     if not isinstance(key, Ed25519PrivateKey):
         raise KeyFileError(f"{path} holds a key of another kind; identity keys are Ed25519")
+    head = pem.partition(b"\n")[0]
+    if head.startswith(_PUBLIC_KEY) and head != _PUBLIC_KEY + public_bytes(key).hex().encode():
+        raise KeyFileError(f"{path} is damaged: the key inside is not the one it names")
     return key
 
 
@@ -169,17 +184,20 @@ def read_private_file(path: Path) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
         raise KeyFileError(f"{path} cannot be read: {_reason(error)}") from error
-    with open(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise KeyFileError(f"{path} is not a plain file")
         if status.st_mode & 0o077:
             mode = stat.S_IMODE(status.st_mode)
             raise KeyFileError(f"{path} is open to others (mode {mode:04o}): run `chmod 600` on it")
-        content = file.read(SECRET_BYTES_MAX + 1)
-    if len(content) > SECRET_BYTES_MAX:
-        raise KeyFileError(f"{path} is larger than {SECRET_BYTES_MAX} bytes: not a key or secret")
-    return content
+        if status.st_size > SECRET_BYTES_MAX:
+            raise KeyFileError(f"{path} is larger than {SECRET_BYTES_MAX} bytes: not a secret")
+        return os.read(descriptor, SECRET_BYTES_MAX)
+    except OSError as error:
+        raise KeyFileError(f"{path} cannot be read: {_reason(error)}") from error
+    finally:
+        os.close(descriptor)
 
 
 def save_secret(path: Path, content: bytes) -> None:
@@ -229,16 +247,16 @@ def _reason(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
-def _encrypt_pkcs8(plain: bytes, passphrase: bytes) -> bytes:
+def _encrypt_pkcs8(plain: bytes, passphrase: bytes, cost: int) -> bytes:
     """Return the DER of an EncryptedPrivateKeyInfo around the PKCS#8 DER `plain`."""
     salt, vector = os.urandom(16), os.urandom(16)
-    key = Scrypt(salt, 32, _SCRYPT_N, _SCRYPT_R, _SCRYPT_P).derive(passphrase)
+    key = Scrypt(salt, 32, cost, _SCRYPT_R, _SCRYPT_P).derive(passphrase)
     padder = padding.PKCS7(128).padder()
     encryptor = Cipher(algorithms.AES256(key), modes.CBC(vector)).encryptor()
     sealed = encryptor.update(padder.update(plain) + padder.finalize()) + encryptor.finalize()
     stretching = _sequence(
         _OID_SCRYPT,
-        _sequence(_octets(salt), _integer(_SCRYPT_N), _integer(_SCRYPT_R), _integer(_SCRYPT_P)),
+        _sequence(_octets(salt), _integer(cost), _integer(_SCRYPT_R), _integer(_SCRYPT_P)),
     )
     encryption = _sequence(_OID_AES_256_CBC, _octets(vector))
     return _sequence(_sequence(_OID_PBES2, _sequence(stretching, encryption)), _octets(sealed))

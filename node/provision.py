@@ -103,12 +103,13 @@ def create_identity(
     when a key is there already: keys are never overwritten.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    is_random = passphrase is None
     if passphrase is None:
         passphrase = secrets.token_urlsafe(32).encode()
         keys.save_secret(folder / PASSPHRASE, passphrase + b"\n")
     node, gateway = keys.generate(), keys.generate()
-    keys.save(node, folder / NODE_KEY, passphrase)
-    keys.save(gateway, folder / GATEWAY_KEY, passphrase)
+    keys.save(node, folder / NODE_KEY, passphrase, stretch=not is_random)
+    keys.save(gateway, folder / GATEWAY_KEY, passphrase, stretch=not is_random)
     card = Card(
         institution,
         display_name,

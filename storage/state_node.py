@@ -1,15 +1,16 @@
-"""One node of the state tree: sixteen slots and the binary Merkle tree over them.
+"""One node of the state tree: sixteen slots and the small Merkle tree over them.
 
-The root is defined without nodes. Over the set of pairs (key hash, value hash), both SHA-256:
+The root is defined without nodes. A key hash is a string of 128 digits of two bits, highest first.
+Over the set of pairs (key hash, value hash), both SHA-256:
 
     root(set, depth) = 32 zero bytes                                   if the set is empty
                      = SHA-256(0x00 | key hash | value hash)           if it has one pair
-                     = SHA-256(0x01 | root(left) | root(right))        otherwise, where the
-                       bit `depth` of the key hash, from the highest, says left (0) or right (1)
+                     = SHA-256(0x01 | root 0 | root 1 | root 2 | root 3)  otherwise, where root i is
+                       root(pairs whose digit number `depth` is i, depth + 1)
 
-A node packs four levels of that tree, so that one row is read and written where a binary tree
-would need four. Positions are those of a heap: 1 is the top, 2i and 2i+1 lie below i, 16..31 are
-the slots. The hash of a pair rises unchanged as long as the pair is alone.
+A node packs two such levels, so that one row is read and written where one level per row would need
+two. Position 0 is the top, 4i+1 to 4i+4 lie below i, 5..20 are the slots. The hash of a pair rises
+unchanged as long as the pair is alone.
 
 A slot is empty, or holds one pair, or the hash of a deeper node with at least two. What it holds
 is called an entry: empty bytes; 96 bytes (key hash, value hash, leaf hash); or 32 bytes.
@@ -29,15 +30,30 @@ HASH_SIZE = 32
 PAIR_SIZE = 64
 LEAF_SIZE = 96
 SLOTS = 16
+ARITY = 4
+DIGIT_BITS = 2
 
 _MASKS = struct.Struct(">HH")
-_LEVEL_OF = [0] + [position.bit_length() - 1 for position in range(1, 2 * SLOTS)]
-_FIRST_SLOT = [(p << (4 - level)) - SLOTS for p, level in enumerate(_LEVEL_OF)]
-# The slots below each position, as a mask.
-_BELOW = [0] + [((1 << (SLOTS >> _LEVEL_OF[p])) - 1) << _FIRST_SLOT[p] for p in range(1, 2 * SLOTS)]
-# The positions above each slot, lowest first, as a list and as a mask.
-_ABOVE = [tuple((SLOTS + slot) >> rise for rise in (1, 2, 3, 4)) for slot in range(SLOTS)]
-_ABOVE_MASK = [sum(1 << position for position in above) for above in _ABOVE]
+_FIRST_SLOT = (SLOTS - 1) // (ARITY - 1)  # the position of slot 0; below it lie the inner ones
+_HEAP_BYTES = HASH_SIZE * (_FIRST_SLOT + SLOTS)
+_ALL = (1 << SLOTS) - 1
+
+
+def _way_up(position: int) -> tuple[int, ...]:
+    """Return the positions above `position`, the top last."""
+    above = []
+    while position:
+        position = (position - 1) // ARITY
+        above.append(position)
+    return tuple(above)
+
+
+_ABOVE = tuple(_way_up(_FIRST_SLOT + slot) for slot in range(SLOTS))
+_ABOVE_MASK = tuple(sum(1 << position for position in above) for above in _ABOVE)
+_BELOW = tuple(  # for each position a mask of the slots in or below it
+    sum(1 << s for s in range(SLOTS) if position in (_FIRST_SLOT + s, *_ABOVE[s]))
+    for position in range(_FIRST_SLOT + SLOTS)
+)
 
 
 def leaf(pair: bytes) -> bytes:
@@ -56,7 +72,7 @@ class Node:
     __slots__ = ("_body", "_hash_mask", "_heap", "_pair_mask")
 
     def __init__(self, heap: bytearray, body: bytearray, hash_mask: int, pair_mask: int) -> None:
-        self._heap = heap  # 32 bytes per position
+        self._heap = heap  # the hash at every position, 32 bytes each
         self._body = body  # the slots as in the row
         self._hash_mask = hash_mask
         self._pair_mask = pair_mask
@@ -69,18 +85,20 @@ class Node:
         """Return the entry that stands for this node: a hash, unless it holds one pair or none."""
         pair_mask = self._pair_mask
         if self._hash_mask or pair_mask & (pair_mask - 1):
-            return bytes(self._heap[32:64])
-        return bytes(self._body + self._heap[32:64]) if pair_mask else b""
+            return bytes(self._heap[:HASH_SIZE])
+        return bytes(self._body + self._heap[:HASH_SIZE]) if pair_mask else b""
 
     def entry(self, slot: int) -> bytes:
         """Return what `slot` (0..15) holds."""
         bit = 1 << slot
         if self._hash_mask & bit:
-            start = 32 * (SLOTS + slot)
-            return bytes(self._heap[start : start + 32])
+            place = HASH_SIZE * (_FIRST_SLOT + slot)
+            return bytes(self._heap[place : place + HASH_SIZE])
         if self._pair_mask & bit:
-            start, place = self._offset(bit), 32 * (SLOTS + slot)
-            return bytes(self._body[start : start + PAIR_SIZE] + self._heap[place : place + 32])
+            place = HASH_SIZE * (_FIRST_SLOT + slot)
+            start = self._offset(bit)
+            pair = self._body[start : start + PAIR_SIZE]
+            return bytes(pair + self._heap[place : place + HASH_SIZE])
         return b""
 
     def put(self, slot: int, entry: bytes) -> None:
@@ -98,8 +116,8 @@ class Node:
         elif entry:
             self._pair_mask |= bit
         self._body[start:stop] = entry[:PAIR_SIZE]
-        place = 32 * (SLOTS + slot)
-        self._heap[place : place + 32] = entry_hash(entry)
+        place = HASH_SIZE * (_FIRST_SLOT + slot)
+        self._heap[place : place + HASH_SIZE] = entry_hash(entry)
 
     def rehash(self, slots: Sequence[int]) -> None:
         """Bring the hashes above `slots` up to date."""
@@ -109,22 +127,24 @@ class Node:
             dirty = 0
             for slot in slots:
                 dirty |= _ABOVE_MASK[slot]
-            self._rehash([p for p in range(SLOTS - 1, 0, -1) if dirty >> p & 1])
+            self._rehash(_lowest_first(dirty))
 
     def path(self, slot: int) -> tuple[list[bytes], bytes]:
         """Return the hashes beside the way from the top to `slot`, and the entry where it ends.
 
-        The way ends early where at most one pair is left.
+        There are ARITY - 1 of them per level. The way ends early where at most one pair is left.
         """
-        siblings = []
-        for position in reversed((SLOTS + slot, *_ABOVE[slot][:-1])):
-            beside = 32 * (position ^ 1)
-            siblings.append(bytes(self._heap[beside : beside + 32]))
-            below = _BELOW[position]
-            pairs = self._pair_mask & below
-            if not (self._hash_mask & below or pairs & (pairs - 1)):
-                return siblings, self.entry(pairs.bit_length() - 1) if pairs else b""
-        return siblings, self.entry(slot)
+        beside = []
+        for position in (*_ABOVE[slot][-2::-1], _FIRST_SLOT + slot):
+            first = (position - 1) // ARITY * ARITY + 1
+            for other in range(first, first + ARITY):
+                if other != position:
+                    place = HASH_SIZE * other
+                    beside.append(bytes(self._heap[place : place + HASH_SIZE]))
+            pairs = self._pair_mask & _BELOW[position]
+            if not (self._hash_mask & _BELOW[position] or pairs & (pairs - 1)):
+                return beside, self.entry(pairs.bit_length() - 1) if pairs else b""
+        return beside, self.entry(slot)
 
     def encode(self) -> bytes:
         """Return the row."""
@@ -133,29 +153,28 @@ class Node:
     def _offset(self, bit: int) -> int:
         before = bit - 1
         hashes = (self._hash_mask & before).bit_count()
-        return 32 * hashes + 64 * (self._pair_mask & before).bit_count()
+        return HASH_SIZE * hashes + PAIR_SIZE * (self._pair_mask & before).bit_count()
 
     def _rehash(self, positions: Sequence[int]) -> None:
         heap, hash_mask = self._heap, self._hash_mask
         used = hash_mask | self._pair_mask
-        is_full = used == 0xFFFF
         for position in positions:
             below = used & _BELOW[position]
-            place = 64 * position  # of both children, side by side
-            if is_full or below & (below - 1) or below & hash_mask:
-                hashed: bytes | bytearray = sha256(b"\x01" + heap[place : place + 64]).digest()
-            elif not below:
-                hashed = EMPTY_HASH
-            elif below & _BELOW[2 * position]:
-                hashed = heap[place : place + 32]
+            place = HASH_SIZE * (ARITY * position + 1)  # of the children, side by side
+            children = heap[place : place + HASH_SIZE * ARITY]
+            if below == _ALL or below & (below - 1) or below & hash_mask:
+                hashed: bytes | bytearray = sha256(b"\x01" + children).digest()
+            elif below:
+                hashed = _only_hash(children)
             else:
-                hashed = heap[place + 32 : place + 64]
-            heap[32 * position : 32 * position + 32] = hashed
+                hashed = EMPTY_HASH
+            place = HASH_SIZE * position
+            heap[place : place + HASH_SIZE] = hashed
 
 
 def new_node() -> Node:
     """Return a node with empty slots."""
-    return Node(bytearray(32 * 2 * SLOTS), bytearray(), 0, 0)
+    return Node(bytearray(_HEAP_BYTES), bytearray(), 0, 0)
 
 
 def decode_node(row: bytes, expected: bytes) -> Node:
@@ -163,7 +182,7 @@ def decode_node(row: bytes, expected: bytes) -> Node:
     if len(row) < _MASKS.size:
         raise damaged("a node of the state tree")
     hash_mask, pair_mask = _MASKS.unpack_from(row)
-    heap = bytearray(32 * 2 * SLOTS)
+    heap = bytearray(_HEAP_BYTES)
     used = hash_mask | pair_mask
     offset = _MASKS.size
     dirty = 0
@@ -175,13 +194,25 @@ def decode_node(row: bytes, expected: bytes) -> Node:
             else:
                 hashed = sha256(b"\x00" + row[offset : offset + PAIR_SIZE]).digest()
                 offset += PAIR_SIZE
-            place = 32 * (SLOTS + slot)
-            heap[place : place + 32] = hashed
+            place = HASH_SIZE * (_FIRST_SLOT + slot)
+            heap[place : place + HASH_SIZE] = hashed
             dirty |= _ABOVE_MASK[slot]
     if offset != len(row) or hash_mask & pair_mask:
         raise damaged("a node of the state tree")
     node = Node(heap, bytearray(row[_MASKS.size :]), hash_mask, pair_mask)
-    node._rehash([p for p in range(SLOTS - 1, 0, -1) if dirty >> p & 1])
-    if heap[32:64] != expected:
+    node._rehash(_lowest_first(dirty))
+    if heap[:HASH_SIZE] != expected:
         raise damaged("a node of the state tree")
     return node
+
+
+def _lowest_first(dirty: int) -> list[int]:
+    return [p for p in range(_FIRST_SLOT - 1, -1, -1) if dirty >> p & 1]
+
+
+def _only_hash(children: bytearray) -> bytearray:
+    """Return the one hash among `children` that is not empty."""
+    for place in range(0, len(children), HASH_SIZE):
+        if any(children[place : place + HASH_SIZE]):
+            return children[place : place + HASH_SIZE]
+    raise damaged("a node of the state tree")

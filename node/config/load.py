@@ -86,6 +86,8 @@ def _syntax_problem(error: ValueError, text: str) -> Problem:
     if found:
         sentence = f"{str(error)[: found.start()].strip()} (column {found.group(2)})"
         return Problem(int(found.group(1)), "", sentence)
+    if "integer string conversion" in str(error):
+        return Problem(0, "", "has a number of too many digits")
     at_end = "at end of document" in str(error)
     sentence = str(error).replace("(at end of document)", "").strip()
     return Problem(text.rstrip().count("\n") + 1 if at_end else 0, "", sentence)

@@ -10,9 +10,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, StringConstraints, ValidationInfo
 
-from node.ledger.transaction import INSTITUTION
-
-_INSTITUTION = f"^{INSTITUTION.pattern}$"
+_INSTITUTION = "^[a-z0-9][a-z0-9-]{0,31}$"  # as in transactions
 _HOST = r"^[A-Za-z0-9._:%-]{1,253}$"
 _ENVIRONMENT = r"^[A-Za-z_][A-Za-z0-9_]{0,127}$"
 
@@ -68,10 +66,8 @@ class NetworkConfig:
     peers: Annotated[tuple[PeerAddress, ...], Field(max_length=256)] = ()
     connect_timeout_ms: Milliseconds = 5_000
     reconnect_delay_ms_max: Milliseconds = 10_000
-    idle_timeout_ms: Milliseconds = 30_000
-    frame_bytes_max: MessageBytes = 4 * 2**20
-    send_queue_bytes_max: BufferBytes = 16 * 2**20  # per peer
-    inbound_connections_max: Count = 256
+    idle_timeout_ms: Milliseconds = 10_000  # nothing heard although it was asked
+    inbound_connections_max: Count = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,15 +109,14 @@ class ConsensusConfig:
 
     view_timeout_ms: Milliseconds = 2_000
     view_timeout_ms_max: Milliseconds = 60_000
-    resend_interval_ms: Milliseconds = 1_000
-    batch_wait_ms: Annotated[int, Field(strict=True, ge=0, le=10_000)] = 2
+    resend_interval_ms: Milliseconds = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MempoolConfig:
-    transactions_max: Count = 100_000
+    transactions_max: Count = 20_000
     bytes_max: BufferBytes = 64 * 2**20
-    transactions_per_institution_max: Count = 25_000
+    transactions_per_institution_max: Count = 8_000
     age_ms_max: Milliseconds = 600_000
 
 

@@ -19,7 +19,7 @@ class Limits:
     spool_bytes: int = 32 * MEBIBYTE  # inflated data beyond this goes to an unnamed temporary file
     whole_bytes_max: int = 16 * MEBIBYTE  # smaller files are read at once
     depth_max: int = 64  # nested items
-    elements_max: int = 2_000_000  # in one file, all levels together
+    elements_max: int = 1_000_000  # in one file, all levels together
     level_elements_max: int = 20_000  # in one item
     fragments_max: int = 500_000
     frames_max: int = 500_000

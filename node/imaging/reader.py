@@ -52,6 +52,7 @@ class Conflict:
     """One SOP Instance UID under which files of different content were given."""
 
     names: tuple[str, ...]
+    sop_uid: str = field(repr=False)
 
 
 @dataclass(slots=True)
@@ -158,7 +159,7 @@ def _group(instances: list[CommittedFile]) -> list[StudyFiles]:
             study.files[sop_uid] = same[0]
             study.repeated.extend(read.name for read in same[1:])
         else:
-            study.conflicts.append(Conflict(tuple(read.name for read in same)))
+            study.conflicts.append(Conflict(tuple(read.name for read in same), sop_uid))
     return list(studies.values())
 
 

@@ -76,7 +76,7 @@ def _hashed(name: str, stream: BinaryIO, size: int, limits: Limits) -> Source:
         reason = "not a DICOM file: no DICM prefix after a preamble of 128 bytes (PS3.10 §7.1)"
         raise UnreadableInstance(name, "foreign", reason)
     if size <= limits.whole_bytes_max:
-        data = head + stream.read(limits.whole_bytes_max)
+        data = head + stream.read(size)  # no more: the buffer is allocated up front
         return Source(name, BytesIO(data), len(data), hashlib.sha256(data).digest())
     running = hashlib.sha256(head)
     read = len(head)

@@ -94,7 +94,7 @@ class Report:
     @property
     def intact(self) -> bool:
         """Whether there is a study, and every one is intact, and every DICOM file was read."""
-        harmless = ("foreign", "directory")
+        harmless = ("foreign", "directory", "no_uid")  # no part of any study
         readable = all(file.code in harmless for file in self.unreadable)
         statuses = [study.status is StudyStatus.INTACT for study in self.studies]
         return readable and bool(statuses) and all(statuses)
@@ -149,7 +149,8 @@ def verify(
     known = manifest.by_uid().keys()
 
     def holds(files: StudyFiles) -> Registered | None:
-        return (manifest, chain_root) if known & files.files.keys() else None
+        given = files.files.keys() | {conflict.sop_uid for conflict in files.conflicts}
+        return (manifest, chain_root) if known & given else None
 
     reading = read_studies(paths, progress, mapper, limits)
     studies = [_verify_study(files, holds(files)) for files in reading.studies]
@@ -198,16 +199,17 @@ def _status(instances: Iterable[InstanceReport]) -> StudyStatus:
 
 def _instances(files: StudyFiles, manifest: Manifest) -> Iterable[InstanceReport]:
     known = manifest.by_uid()
-    in_conflict = {name for conflict in files.conflicts for name in conflict.names}
     for uid, read in files.files.items():
         if uid in known:
             yield compare(known[uid], read)
         else:
             yield InstanceReport(Verdict.EXTRA, read.name, "")
-    for name in sorted(in_conflict):
-        yield InstanceReport(Verdict.CONFLICT, name, "")
+    for conflict in files.conflicts:
+        label = known[conflict.sop_uid].label if conflict.sop_uid in known else ""
+        yield from (InstanceReport(Verdict.CONFLICT, name, label) for name in conflict.names)
+    given = files.files.keys() | {conflict.sop_uid for conflict in files.conflicts}
     for uid, instance in known.items():
-        if uid not in files.files:
+        if uid not in given:
             yield InstanceReport(Verdict.MISSING, "", instance.label)
 
 

@@ -307,7 +307,7 @@ def _unpack(data: bytes, what: str, count: int) -> tuple[Value, ...]:
 def _fields(data: bytes, what: str, count: int | None) -> tuple[Value, ...]:
     try:
         value = unpack(data)
-    except (NotCanonical, RecursionError) as error:
+    except NotCanonical as error:
         raise InvalidBlock(f"{what}: not canonical msgpack") from error
     if type(value) is not tuple or (count is not None and len(value) != count):
         raise InvalidBlock(f"{what}: must be an array of {count or 'several'} fields")

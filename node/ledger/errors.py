@@ -33,6 +33,20 @@ TEMPORARY: dict[str, str] = {
 
 REFUSALS: dict[str, str] = PERMANENT | TEMPORARY
 
+# Codes of contracts. A failed receipt carries one of these or of REFUSALS: what was true when a
+# transaction was let in need not be true when it is executed.
+REJECTIONS: dict[str, str] = {
+    "not_custodian": "another institution keeps the study",
+    "root_conflict": "the study's current root is not the one that the amendment succeeds",
+    "root_exists": "another version of a study has this root",
+    "source_retired": "the study that this one derives from is retired",
+    "source_unknown": "the study that this one derives from is not registered",
+    "study_exists": "a study with this id is registered",
+    "study_retired": "the study is retired",
+    "study_unknown": "no study with this id is registered",
+    "version_conflict": "the version does not follow the study's current one",
+}
+
 
 class Refused(Exception):
     """A transaction was refused before ordering; goes back to the submitter.

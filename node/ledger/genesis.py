@@ -242,7 +242,7 @@ def _decode_form(data: bytes) -> Genesis:
     """Return the genesis with every field of the right type; the rules come after."""
     try:
         value = unpack(data)
-    except (NotCanonical, RecursionError) as error:
+    except NotCanonical as error:
         raise InvalidGenesis(["the bytes are not canonical msgpack"]) from error
     match value:
         case (int() as version, *_) if version != GENESIS_VERSION:

@@ -171,7 +171,7 @@ class Frontier:
         """Return the frontier that `data` encodes. Raises ValueError for anything else."""
         try:
             value = unpack(data)
-        except (NotCanonical, RecursionError) as error:
+        except NotCanonical as error:
             raise ValueError("not an encoded frontier") from error
         match value:
             case (int() as size, tuple() as peaks) if type(size) is int and 0 <= size <= SIZE_MAX:

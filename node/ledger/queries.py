@@ -141,16 +141,6 @@ class StudyQuery:
     limit: int = 50
     cursor: str | None = None  # `StudyPage.next_cursor` of the same question
 
-    def matches(self, study: StudySummary) -> bool:
-        """Return whether all open fields aside, `study` is asked for; heights are not looked at."""
-        return (
-            self.custodian in (None, study.custodian)
-            and self.subject_id in (None, study.subject_id)
-            and self.modality in (None, study.modality)
-            and self.region in (None, study.region)
-            and self.status in (None, study.status)
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class StudyPage:
@@ -173,16 +163,16 @@ class Queries:
 
     def study(self, study_id: bytes) -> StudyView | None:
         """Return the study with this id (16 bytes), or None."""
-        summary = study_summary(self._chain, study_id)
-        if summary is None:
+        stored = _stored_study(self._chain, study_id)
+        if stored is None:
             return None
         rows = self._chain.scan_index(
             study_contract.INDEX_DERIVED, (study_id,), reverse=True, limit=DERIVED_MAX + 1
         )
         derived = tuple([row.value for row in rows])
         return StudyView(
-            summary,
-            self._versions(summary),
+            _summary(study_id, stored),
+            self._versions(stored.root),
             derived[:DERIVED_MAX],
             len(derived) > DERIVED_MAX,
         )
@@ -218,27 +208,31 @@ class Queries:
             sealed = None if certificate is None else decode_certificate(certificate)
         except InvalidBlock as error:
             raise CorruptRecord(f"the certificate of height {height}: {error}") from error
-        return BlockView(
-            header, header.digest, self._batch(height), tuple(self._receipts(height)), sealed
-        )
+        rows = self._chain.receipts(height)
+        if rows is None:
+            raise _missing(height)
+        receipts = tuple([_decode_receipt(row, height) for row in rows])
+        return BlockView(header, header.digest, self._batch(height), receipts, sealed)
 
     def events(self, height: int) -> list[EventView] | None:
         """Return what happened at `height`, in order, or None if it was not executed."""
-        if self._chain.receipts(height) is None:
+        rows = self._chain.receipts(height)
+        if rows is None:
             return None
+        receipts = [_decode_receipt(row, height) for row in rows]
         return [
             EventView(height, position, receipt.transaction_id, event)
-            for position, receipt in enumerate(self._receipts(height))
+            for position, receipt in enumerate(receipts)
             for event in receipt.events
         ]
 
-    def _versions(self, summary: StudySummary) -> tuple[StudyVersion, ...]:
+    def _versions(self, newest_root: bytes) -> tuple[StudyVersion, ...]:
         versions: list[StudyVersion] = []
-        root: bytes | None = summary.root
+        root: bytes | None = newest_root
         while root is not None and len(versions) < VERSIONS_MAX:
             row = self._chain.state_value(study_contract.root_key(root))
             if row is None:
-                raise CorruptRecord(f"version {summary.version} of a study leads to a missing one")
+                raise CorruptRecord("a study names a version that the state does not hold")
             stored = study_contract.decode_version(row)
             versions.append(
                 StudyVersion(
@@ -272,9 +266,6 @@ class Queries:
         except InvalidBlock as error:
             raise CorruptRecord(f"the batch of height {height}: {error}") from error
 
-    def _receipts(self, height: int) -> list[Receipt]:
-        return [_decode_receipt(row, height) for row in self._chain.receipts(height) or ()]
-
     def _decode_body(self, body: bytes, height: int) -> Transaction:
         try:
             return decode_transaction(body, self._limits)
@@ -290,11 +281,11 @@ def search(chain: ChainStore, query: StudyQuery) -> StudyPage:
     last = b""
     for ordinal, study_id in islice(rows, ROWS_MAX):
         last = ordinal
-        study = study_summary(chain, study_id)
-        if study is None:
+        stored = _stored_study(chain, study_id)
+        if stored is None:
             raise CorruptRecord("an index names a study that the state does not hold")
-        if query.matches(study):
-            found.append(study)
+        if _matches(query, stored):
+            found.append(_summary(study_id, stored))
             if len(found) == query.limit:
                 break
     more = next(rows, None) is not None
@@ -427,10 +418,24 @@ def _question(query: StudyQuery) -> bytes:
     return hashlib.sha256(pack(fields)).digest()[:8]
 
 
-def study_summary(chain: ChainStore, study_id: bytes) -> StudySummary | None:
-    """Return the current state of one study, or None. Raises `CorruptRecord`."""
+def _stored_study(chain: ChainStore, study_id: bytes) -> Study | None:
     row = chain.state_value(study_contract.study_key(study_id))
-    return None if row is None else _summary(study_id, study_contract.decode_study(row))
+    return None if row is None else study_contract.decode_study(row)
+
+
+def _matches(query: StudyQuery, stored: Study) -> bool:
+    """Return whether `stored` is asked for, heights aside: the scan keeps to those."""
+    return (
+        query.custodian in (None, stored.custodian)
+        and query.subject_id in (None, stored.subject_id)
+        and query.modality in (None, stored.modality)
+        and query.region in (None, stored.region)
+        and query.status in (None, _status(stored))
+    )
+
+
+def _status(stored: Study) -> str:
+    return "active" if stored.retired is None else "retired"
 
 
 def _summary(study_id: bytes, stored: Study) -> StudySummary:
@@ -440,7 +445,7 @@ def _summary(study_id: bytes, stored: Study) -> StudySummary:
         subject_id=stored.subject_id,
         modality=stored.modality,
         region=stored.region,
-        status="active" if stored.retired is None else "retired",
+        status=_status(stored),
         retire_reason=stored.retired,
         version=stored.version,
         root=stored.root,

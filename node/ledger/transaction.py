@@ -156,7 +156,7 @@ def _fields(raw: bytes) -> tuple[Value, ...]:
     """Return the eight fields; the version comes first, so that a newer form is told apart."""
     try:
         value = unpack(raw)
-    except (NotCanonical, RecursionError) as error:
+    except NotCanonical as error:
         raise Refused("malformed", "the bytes are not canonical msgpack") from error
     if type(value) is not tuple or not value or type(value[0]) is not int:
         raise Refused("malformed", "a transaction is an array that begins with its version")

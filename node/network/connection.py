@@ -11,6 +11,7 @@ import socket
 import ssl
 import struct
 import time
+from contextlib import suppress
 from typing import Protocol, cast
 
 from node.network.budgets import ReceiveBudget
@@ -171,8 +172,9 @@ class Connection(asyncio.Protocol):
             return
         options = self._options
         transport.set_write_buffer_limits(options.write_high_bytes, options.write_high_bytes // 4)
-        raw = transport.get_extra_info("socket")
-        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with suppress(OSError):  # some systems refuse it once the peer has reset the connection
+            raw = transport.get_extra_info("socket")
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         tls: ssl.SSLObject = transport.get_extra_info("ssl_object")
         try:
             certificate = tls.getpeercert(binary_form=True) or b""

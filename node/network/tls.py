@@ -91,7 +91,7 @@ def certificate_key(der: bytes) -> bytes:
             raise CertificateRefused("the certificate's key is not Ed25519")
         if certificate.issuer != certificate.subject:
             raise CertificateRefused("the certificate is not self-signed")
-        key.verify(certificate.signature, certificate.tbs_certificate_bytes)
+        certificate.verify_directly_issued_by(certificate)
     except InvalidSignature as error:
         raise CertificateRefused("the certificate's signature is not its own key's") from error
     except CertificateRefused:

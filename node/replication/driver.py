@@ -69,7 +69,7 @@ log = logging.getLogger(__name__)
 STEPS_PER_TURN = 512  # inputs taken before the loop lets others run
 INTAKE_MAX = 8192  # unverified consensus messages waiting, over all peers
 PAYLOADS_MAX = 64  # answers waiting to be checked
-LAZY_FLUSH_S = 0.02
+LAZY_FLUSH_S = 0.005
 
 
 class Halted(Exception):
@@ -170,7 +170,9 @@ class Driver:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._rows = WriteBatch()  # must be durable with the next Persist
         self._lazy = WriteBatch()  # may follow when convenient
+        self._sealed: list[SealCertificate] = []  # whose rows are among the lazy ones
         self._flush: asyncio.TimerHandle | None = None
+        self._flush_due = False
         self._written: dict[int, set[bytes]] = {}
 
     @property
@@ -250,6 +252,8 @@ class Driver:
             later = self._step()
             self._propose(later)
             await self._perform(later)
+            if self._flush_due:
+                await self._write(sync=False)
             if self._inputs:
                 self._woken.set()
                 await asyncio.sleep(0)
@@ -312,12 +316,12 @@ class Driver:
             elif isinstance(effect, Forget):
                 self._chain_store.delete_wal(self._lazy, effect.key)
         if durable:
-            await self._write()
+            await self._write(sync=True)
         for effect in effects:
             self._act(effect)
         if self._lazy.operations and self._flush is None:
             loop = asyncio.get_running_loop()
-            self._flush = loop.call_later(LAZY_FLUSH_S, self._flush_now)
+            self._flush = loop.call_later(LAZY_FLUSH_S, self._flush_soon)
 
     def _act(self, effect: Effect) -> None:
         match effect:
@@ -343,22 +347,21 @@ class Driver:
 
     # Rows.
 
-    async def _write(self) -> None:
+    async def _write(self, *, sync: bool) -> None:
         rows, self._rows = self._rows, WriteBatch()
-        rows.extend(self._take_lazy())
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._thread, lambda: self._store.write(rows, sync=True))
-
-    def _flush_now(self) -> None:
-        rows = self._take_lazy()
-        self._thread.submit(lambda: self._store.write(rows, sync=False))
-
-    def _take_lazy(self) -> WriteBatch:
-        rows, self._lazy = self._lazy, WriteBatch()
+        rows.extend(self._lazy)
+        sealed, self._lazy, self._sealed = self._sealed, WriteBatch(), []
         if self._flush is not None:
             self._flush.cancel()
-            self._flush = None
-        return rows
+        self._flush, self._flush_due = None, False
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._thread, lambda: self._store.write(rows, sync=sync))
+        for certificate in sealed:
+            self._listener.stable(certificate)
+
+    def _flush_soon(self) -> None:
+        self._flush_due = True
+        self._woken.set()
 
     def _write_payload(self, height: int, payload: Payload) -> None:
         if payload.batch is not None:
@@ -368,7 +371,7 @@ class Driver:
     def _became_stable(self, certificate: SealCertificate) -> None:
         height = certificate.height
         self._chain_store.put_certificate(self._lazy, height, encode_certificate(certificate))
-        self._listener.stable(certificate)
+        self._sealed.append(certificate)
 
     def _drop_superseded(self, height: int, executed: bytes) -> None:
         """Delete payload rows of this height that another view proposed in vain."""

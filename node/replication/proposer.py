@@ -19,8 +19,8 @@ from node.replication.chain import Payload
 class BatchPolicy:
     """When a batch beside others in flight is worth proposing."""
 
-    worthwhile_count: int = 64
-    wait_max_ms: int = 20
+    worthwhile_count: int = 512
+    wait_max_ms: int = 100
 
 
 class Proposer:

@@ -56,6 +56,7 @@ class Link:
         self._keeper: asyncio.Task[None] | None = None
         self._ended: Exception | None = ConnectionLost("the client is not open")
         self._settled = asyncio.Event()  # online, or ended for good
+        self._settled.set()
         self._slots = asyncio.Semaphore(in_flight_max)
         self._number = 0
         self._pending: dict[int, asyncio.Future[Any]] = {}
@@ -70,6 +71,7 @@ class Link:
         connector = aiohttp.TCPConnector(ssl=self._tls or True)
         self._session = aiohttp.ClientSession(connector=connector, headers=self._headers)
         self._ended = None
+        self._settled.clear()
         try:
             await self._connect()
         except NotAuthorized:
@@ -228,25 +230,32 @@ class Link:
             raise _BadAnswer("not a JSON-RPC answer") from error
 
     def _answered(self, number: int, answer: dict[str, Any]) -> None:
-        future = self._pending.pop(number, None)
+        future = self._pending.get(number)
         if future is None:
             return
+        error = _error(answer["error"]) if "error" in answer else None
+        result: Any = None if error is not None else answer["result"]
+        if number in self._beginning:
+            if error is None:
+                self._begin(self._beginning[number], result["subscription"], result["from_height"])
+            del self._beginning[number]
+        # Last, so that an answer that makes no sense leaves the call to fail with the connection.
+        del self._pending[number]
         self._slots.release()
-        is_subscribe = number in self._beginning
-        beginning = self._beginning.pop(number, None)
-        if "error" in answer:
-            if not future.done():
-                future.set_exception(_error(answer["error"]))
+        if future.done():
             return
-        result = answer["result"]
-        if beginning is not None:
-            # At once, because the first event may be right behind.
-            beginning.begin(result["subscription"], result["from_height"])
-            self._subscribed[result["subscription"]] = beginning
-        elif is_subscribe:
-            self._send(None, "unsubscribe", [result["subscription"]])
-        if not future.done():
+        if error is not None:
+            future.set_exception(error)
+        else:
             future.set_result(result)
+
+    def _begin(self, subscription: Subscription | None, number: int, from_height: int) -> None:
+        """Bind a subscription to the node's number at once: its first event may be right behind."""
+        if subscription is None:
+            self._send(None, "unsubscribe", [number])
+            return
+        self._subscribed[number] = subscription
+        subscription.begin(number, from_height)
 
     def _notified(self, method: str, params: dict[str, Any]) -> None:
         subscription = self._subscribed.get(params["subscription"])

@@ -1,7 +1,6 @@
 """F, K, P and X: what they survive and what they catch."""
 
 import hashlib
-import io
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +9,11 @@ import pytest
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from consensus.wire import pack
 from node.imaging import rules
 from node.imaging.commitment import commit_file
 from node.imaging.errors import UnreadableInstance
+from node.imaging.limits import Limits
 from node.imaging.pixels import Form
 from tests.imaging import dicom
 
@@ -104,7 +105,10 @@ def test_the_shipped_big_endian_twins_agree_with_the_little_endian_ones():
 
 
 def test_the_shipped_rle_twins_agree_with_the_native_ones():
-    for native, compressed in {"MR_small.dcm": "MR_small_RLE.dcm", "rtdose.dcm": "rtdose_rle.dcm"}.items():
+    for native, compressed in {
+        "MR_small.dcm": "MR_small_RLE.dcm",
+        "rtdose.dcm": "rtdose_rle.dcm",
+    }.items():
         pair = [committed(dicom.FILES / name).pixels.chosen.digest for name in (native, compressed)]
         assert pair[0] == pair[1], native
 
@@ -139,7 +143,10 @@ def test_one_changed_pixel_bit_is_caught_by_pixels_alone(tmp_path):
     pixels = bytearray(ds.PixelData)
     pixels[777] ^= 1
     ds.PixelData = bytes(pixels)
-    before, after = committed(dicom.FILES / "CT_small.dcm"), committed(dicom.save(ds, tmp_path / "a"))
+    before, after = (
+        committed(dicom.FILES / "CT_small.dcm"),
+        committed(dicom.save(ds, tmp_path / "a")),
+    )
     assert after.pixels.chosen.digest != before.pixels.chosen.digest
     assert after.core == before.core
 
@@ -159,7 +166,10 @@ def test_one_changed_pixel_bit_is_caught_by_pixels_alone(tmp_path):
 def test_a_changed_public_element_is_caught_by_the_core_alone(keyword, value, tmp_path):
     ds = dicom.loaded(dicom.FILES / "CT_small.dcm")
     setattr(ds, keyword, value)
-    before, after = committed(dicom.FILES / "CT_small.dcm"), committed(dicom.save(ds, tmp_path / "a"))
+    before, after = (
+        committed(dicom.FILES / "CT_small.dcm"),
+        committed(dicom.save(ds, tmp_path / "a")),
+    )
     assert after.core != before.core
     assert after.private == before.private
 
@@ -167,7 +177,10 @@ def test_a_changed_public_element_is_caught_by_the_core_alone(keyword, value, tm
 def test_a_changed_private_element_is_caught_by_the_private_digest_alone(tmp_path):
     ds = dicom.loaded(dicom.FILES / "CT_small.dcm")
     ds[0x00431028].value = b"changed!"
-    before, after = committed(dicom.FILES / "CT_small.dcm"), committed(dicom.save(ds, tmp_path / "a"))
+    before, after = (
+        committed(dicom.FILES / "CT_small.dcm"),
+        committed(dicom.save(ds, tmp_path / "a")),
+    )
     assert after.private != before.private
     assert same_image(before, after)
 
@@ -261,7 +274,9 @@ def test_the_lossy_payload_is_the_frames_without_their_fragmentation(tmp_path):
     known = committed(source).pixels
     assert known.samples is None
     assert known.chosen.form is Form.LOSSY
-    frame = next(pydicom.encaps.generate_frames(pydicom.dcmread(source).PixelData, number_of_frames=1))
+    frame = next(
+        pydicom.encaps.generate_frames(pydicom.dcmread(source).PixelData, number_of_frames=1)
+    )
     ds = dicom.loaded(source)
     cut = len(frame) // 4 * 2
     ds.PixelData = b"".join(
@@ -313,10 +328,71 @@ def test_large_values_are_streamed_to_the_same_digest(tmp_path, monkeypatch):
     whole = committed(small)
     monkeypatch.setattr("node.imaging.core.CHUNK_BYTES", 1000)
     monkeypatch.setattr("node.imaging.pixels.CHUNK_BYTES", 8)
-    from node.imaging.limits import Limits
-
     limits = Limits(inline_bytes_max=100, whole_bytes_max=64)
     assert commit_file(small, limits).commitment == whole
     big = dicom.big_endian(small, tmp_path / "b")
     assert same_image(commit_file(big, limits).commitment, whole)
-    assert io.BytesIO(small.read_bytes()).getbuffer().nbytes == whole.size
+
+
+def test_the_digests_are_those_that_were_registered_with_rules_1(tmp_path):
+    """A change here breaks the proof of every study registered before: it needs new rules."""
+    item = (
+        b"\xfe\xff\x00\xe0" + (10).to_bytes(4, "little") + dicom.element(0x00081150, b"UI", b"1\0")
+    )
+    data = b"".join(
+        (
+            dicom.element(0x00080005, b"CS", b"ISO_IR 100"),
+            dicom.element(0x00080060, b"CS", b"OT"),
+            dicom.element(0x00081050, b"PN", b"M\xfcller^A^^ "),
+            dicom.element(0x00081140, b"SQ", item),
+            dicom.element(0x00100010, b"PN", b"Nobody"),
+            dicom.element(0x00110010, b"LO", b"TEST"),
+            dicom.element(0x00180050, b"DS", b" 2.50 "),
+            dicom.element(0x00280010, b"US", b"\x01\0"),
+            dicom.element(0x00280011, b"US", b"\x02\0"),
+            dicom.element(0x00280100, b"US", b"\x10\0"),
+            dicom.element(0x7FE00010, b"OW", b"\1\2\3\4"),
+        )
+    )
+    known = committed(dicom.raw_file(tmp_path / "a", data))
+
+    def element(tag, kind, value):
+        return (
+            tag.to_bytes(4, "big") + hashlib.sha256(tag.to_bytes(4, "big") + kind + value).digest()
+        )
+
+    inner = hashlib.sha256(b"radledger/item/1" + element(0x00081150, b"t", b"1")).digest()
+    core = (
+        element(0x00080060, b"t", b"OT"),
+        element(0x00081050, b"t", "M\u00fcller^A".encode()),
+        element(0x00081140, b"s", inner),
+        element(0x00180050, b"t", b"2.50"),
+        element(0x00280010, b"n", b"\x01\0"),
+        element(0x00280011, b"n", b"\x02\0"),
+        element(0x00280100, b"n", b"\x10\0"),
+    )
+    assert known.core == hashlib.sha256(b"radledger/core/1" + b"".join(core)).digest()
+    private = element(0x00110010, b"r", b"TEST")
+    assert known.private == hashlib.sha256(b"radledger/private/1" + private).digest()
+    frame = hashlib.sha256(b"\1\2\3\4").digest()
+    head = b"radledger/pixels/1" + pack((Form.SAMPLES.value, 1, 2, 1, 16, 1))
+    assert known.pixels.chosen.digest == hashlib.sha256(head + frame).digest()
+    assert known.core.hex() == "4a6b05a68e38ac718ffd078b71c86d254703a1e896913cb0158432d49ef76dc0"
+
+
+def test_the_digests_of_real_files_are_those_that_were_registered_with_rules_1():
+    digests = [
+        committed(dicom.FILES / name)
+        for name in (
+            "CT_small.dcm",
+            "test-SR.dcm",
+            "rtdose.dcm",
+            "JPEG2000.dcm",
+            "waveform_ecg.dcm",
+        )
+    ]
+    together = b"".join(d.core + d.pixels.chosen.digest + d.private for d in digests)
+    assert (
+        hashlib.sha256(together).hexdigest()
+        == "6f64bc577a84b70d6d0f7e1a1bb1673161de0b72ace316bd8dc941703914f8c7"
+    )

@@ -282,6 +282,18 @@ async def test_a_flooding_peer_fills_its_own_lane_only(make):
     assert quiet.result() in desk.batches[1]  # not behind the flood
 
 
+async def test_an_offer_repeated_while_under_way_leaves_nothing_behind(make):
+    desk = await make()
+    desk.hold()
+    each = transaction()
+    for _ in range(100):
+        desk.admission.offer([each.raw, each.raw], pytest.fail)
+    await desk.until_held()
+    desk.admission.offer([each.raw], pytest.fail)
+    (job,) = desk.admission._jobs.values()
+    assert len(job.admitted) == 1
+
+
 async def test_a_lane_is_bounded_in_bytes(make):
     size = len(transaction().raw)
     desk = await make(bounds=AdmissionBounds(lane_bytes_max=3 * size))

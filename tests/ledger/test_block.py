@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consensus.messages import SealCertificate
@@ -53,6 +53,7 @@ def test_decode_inverts_encode(name):
 
 
 @pytest.mark.parametrize("name", DECODERS)
+@settings(deadline=None)
 @given(data=st.data())
 def test_damaged_bytes_are_refused_or_another_value(name, data):
     decode, good = DECODERS[name]
@@ -75,6 +76,7 @@ def test_damaged_bytes_are_refused_or_another_value(name, data):
 
 
 @pytest.mark.parametrize("name", DECODERS)
+@settings(deadline=None)
 @given(
     value=st.recursive(
         st.none()

@@ -5,7 +5,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consensus.wire import pack, unpack
@@ -124,12 +124,12 @@ def with_institution(**changes):
         (with_validator(institution="north"), "validators[1].institution"),
         (with_validator(certificate=b""), "validators[0].certificate"),
         (with_validator(certificate=make.certificate("node 1")), "validators[0].certificate"),
-        (with_validator(certificate=bytes(5_000)), "validators[0].certificate"),
+        (with_validator(certificate=bytes(4_097)), "validators[0].certificate: has more than"),
         (replace(GENESIS, observers=GENESIS.validators[:1]), "observers[0].public_key"),
     ],
 )
 def test_a_broken_rule_is_reported_with_its_place(genesis, place):
-    assert place in [each for each, _ in genesis.problems()]
+    assert place.split(":")[0] in [each for each, _ in genesis.problems()]
     for read in (
         lambda: genesis_file.from_json(genesis_file.to_json(genesis).encode()),
         lambda: Genesis.decode(genesis.encode()),
@@ -227,6 +227,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(JSON, st.sampled_from(list(document())))
 def test_any_json_in_any_place_gets_an_answer(value, key):
     changed = document() | {key: value}
@@ -237,6 +238,7 @@ def test_any_json_in_any_place_gets_an_answer(value, key):
 
 
 @pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
+@settings(deadline=None)
 @given(st.data())
 def test_damaged_bytes_are_refused_or_another_chain(data):
     good = GENESIS.encode()

@@ -3,7 +3,7 @@
 import hashlib
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node.ledger.merkle import (
@@ -109,6 +109,7 @@ def test_published_consistency_proofs(old, new, proof):
     assert verify_consistency(old, new, *roots, list(map(bytes.fromhex, proof)))
 
 
+@settings(deadline=None)
 @given(leaf_lists)
 def test_the_root_is_that_of_the_recursive_definition(leaves):
     frontier = Frontier()
@@ -118,6 +119,7 @@ def test_the_root_is_that_of_the_recursive_definition(leaves):
     assert Frontier.decode(frontier.encode()) == frontier
 
 
+@settings(deadline=None)
 @given(leaf_lists, st.data())
 def test_an_inclusion_proof_shows_its_leaf_and_nothing_else(leaves, data):
     index = data.draw(st.integers(0, len(leaves) - 1))
@@ -136,6 +138,7 @@ def test_an_inclusion_proof_shows_its_leaf_and_nothing_else(leaves, data):
         assert not verify_inclusion(leaf, index, size, bent, expected)
 
 
+@settings(deadline=None)
 @given(leaf_lists, st.data())
 def test_a_consistency_proof_shows_an_earlier_tree_and_nothing_else(leaves, data):
     old = data.draw(st.integers(1, len(leaves)))
@@ -151,6 +154,7 @@ def test_a_consistency_proof_shows_an_earlier_tree_and_nothing_else(leaves, data
         assert not verify_consistency(old, size, old_root, new_root, proof[:-1])
 
 
+@settings(deadline=None)
 @given(
     st.integers(-2, 2**70),
     st.integers(-2, 2**70),
@@ -168,6 +172,14 @@ def test_a_node_does_not_pass_for_a_leaf():
     assert leaf_hash(b"\x01" + left + right) != node_hash(left, right)
 
 
+def test_an_inner_node_is_not_proved_to_be_a_leaf():
+    inner, proof = bytes.fromhex(H0123), [bytes.fromhex(H4567)]
+    expected = bytes.fromhex(ROOTS[7])
+    assert node_hash(inner, *proof) == expected
+    assert not verify_inclusion(inner, 0, 8, proof, expected)
+    assert not verify_consistency(4, 16, inner, expected, proof)
+
+
 @pytest.mark.parametrize("index", [-1, 8])
 def test_no_proof_of_a_leaf_that_is_not_there(index):
     with pytest.raises(ValueError, match="no leaf"):
@@ -180,6 +192,7 @@ def test_no_proof_of_a_tree_that_never_was(old):
         consistency_proof(LEAVES, old)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_other_bytes_are_no_frontier(data):
     try:

@@ -1,5 +1,6 @@
 """What readers see: studies, transactions, blocks, events, and search page by page."""
 
+import base64
 import itertools
 import random
 from dataclasses import replace
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consensus.messages import SealCertificate
+from consensus.wire import pack, unpack
 from node.ledger import queries
 from node.ledger.block import encode_certificate
 from node.ledger.queries import BadQuery, Queries, StudyQuery, StudyVersion
@@ -176,6 +178,8 @@ def test_a_block_with_missing_parts_is_reported(chain, table):
     chain.store.write(damage, sync=False)
     with pytest.raises(CorruptRecord):
         reader(chain).transaction(asked.id)
+    with pytest.raises(CorruptRecord):
+        reader(chain).block(1)
 
 
 CUSTODIANS = {"charite": {}, "ukaachen": {"institution": "ukaachen", "key": AACHEN}}
@@ -225,7 +229,14 @@ def pages(chain, query):
 def expected(studies, query):
     low = query.height_from or 0
     high = 10**9 if query.height_to is None else query.height_to
-    return [s for s in studies if query.matches(s) and low <= s.registered_height <= high]
+    facets = ("custodian", "subject_id", "modality", "region", "status")
+    asked = {name: getattr(query, name) for name in facets if getattr(query, name) is not None}
+    return [
+        study
+        for study in studies
+        if asked.items() <= {name: getattr(study, name) for name in facets}.items()
+        and low <= study.registered_height <= high
+    ]
 
 
 FACETS = [
@@ -265,10 +276,10 @@ def test_the_last_full_page_has_no_next_one(consortium):
 
 def test_the_work_for_one_page_is_bounded_and_the_search_still_ends(consortium, monkeypatch):
     chain, studies = consortium
-    read, read_summary = [], queries.study_summary
+    read, decode = [], queries.study_contract.decode_study
     monkeypatch.setattr(queries, "ROWS_MAX", 10)
     monkeypatch.setattr(
-        queries, "study_summary", lambda *asked: read.append(asked) or read_summary(*asked)
+        queries.study_contract, "decode_study", lambda row: read.append(row) or decode(row)
     )
     query = StudyQuery(custodian="charite", subject_id=SUBJECTS[0], status="retired", limit=50)
     found = pages(chain, query)
@@ -335,6 +346,17 @@ def test_a_cursor_belongs_to_its_question(consortium):
     queries.search(chain.chain, replace(query, cursor=cursor, limit=9))
     with pytest.raises(BadQuery, match="cursor"):
         queries.search(chain.chain, replace(query, cursor=cursor, modality="MR"))
+
+
+@pytest.mark.parametrize("ordinal", [5, None, "x", (b"x",), b"x" * 200])
+def test_a_forged_cursor_is_refused(consortium, ordinal):
+    chain, _ = consortium
+    query = StudyQuery(limit=2)
+    good = queries.search(chain.chain, query).next_cursor
+    version, question, _ = unpack(base64.urlsafe_b64decode(good + "=" * (-len(good) % 4)))
+    forged = base64.urlsafe_b64encode(pack((version, question, ordinal))).decode().rstrip("=")
+    with pytest.raises(BadQuery, match="cursor"):
+        queries.search(chain.chain, replace(query, cursor=forged))
 
 
 @given(st.text(max_size=60) | st.text("ABCDEFabcdef0123456789-_=", max_size=60), st.data())

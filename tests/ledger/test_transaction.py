@@ -5,7 +5,7 @@ import json
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consensus.wire import pack, unpack
@@ -71,6 +71,7 @@ def sign(**changes):
     return sign_transaction(KEY.sign, PUBLIC, **(common | changes))
 
 
+@settings(deadline=None)
 @given(st.lists(OPERATIONS, min_size=1, max_size=4), st.integers(1, HEIGHT_MAX))
 def test_decode_inverts_sign(operations, valid_until):
     transaction = sign(operations=operations, valid_until=valid_until)
@@ -81,6 +82,7 @@ def test_decode_inverts_sign(operations, valid_until):
     assert again.valid_until == valid_until
 
 
+@settings(deadline=None)
 @given(st.lists(OPERATIONS, min_size=1, max_size=4))
 def test_the_names_are_those_of_the_definition(operations):
     transaction = sign(operations=operations)
@@ -200,11 +202,13 @@ def test_what_has_a_second_encoding_is_refused(argument):
     assert refusal(raw)[0] == "malformed"
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_random_bytes_are_refused(data):
     refusal(data)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_truncated_and_extended_bytes_are_refused(data):
     raw = pack(FIELDS)
@@ -212,6 +216,7 @@ def test_truncated_and_extended_bytes_are_refused(data):
     assert refusal(raw + data.draw(st.binary(min_size=1, max_size=9)))[0] == "malformed"
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_changed_byte_is_refused_or_changes_digest(data):
     raw = bytearray(pack(FIELDS))
@@ -226,6 +231,7 @@ def test_a_changed_byte_is_refused_or_changes_digest(data):
         assert pack(unpack(transaction.raw)) == transaction.raw
 
 
+@settings(deadline=None)
 @given(st.tuples(*[VALUES] * 8) | VALUES)
 def test_any_value_gets_a_transaction_or_a_refusal(value):
     try:

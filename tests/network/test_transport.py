@@ -175,6 +175,26 @@ async def test_a_newer_connection_of_a_peer_replaces_the_older(network):
     assert await new.until_kind(Kind.CONSENSUS) == b"to the newer"
 
 
+async def test_a_peer_that_connected_the_other_way_round_is_dialled_when_it_leaves(network):
+    alpha, beta = make_identities("alpha", "beta")
+    listening = await network.start(beta, [alpha.known()])
+    at = listening.at
+    await listening.transport.close()
+    node = await network.start(alpha, [beta.known(at)], backoff_max_ms=5)
+    await node.until_error(beta, "refused")
+    raw = await network.raw(beta, node)
+    await raw.greet()
+    await node.until_connected(beta)
+    asked = []
+    hold_off_s = node.transport.hold_off_s
+    node.transport.hold_off_s = lambda key: asked.append(key) or hold_off_s(key)
+    await turns_until(lambda: asked)  # whether to dial; not now
+    await network.start(beta, [alpha.known()], at=at)
+    raw.writer.transport.abort()
+    await node.recorder.until(lambda: len(node.recorder.events) == 3)
+    assert node.recorder.connected[beta.key].dialled
+
+
 @pytest.mark.parametrize("blocker", [0, 1], ids=["the dialler", "the listener"])
 async def test_a_partition_cuts_refuses_and_heals(network, blocker):
     nodes = await network.pair()
@@ -186,8 +206,9 @@ async def test_a_partition_cuts_refuses_and_heals(network, blocker):
     if blocker == 1:  # the other keeps dialling in vain
         tries = here.transport.listener_counters.accepted
         await turns_until(lambda: here.transport.listener_counters.accepted > tries + 2)
-    assert not here.transport.connected
-    assert not there.transport.connected
+    for node, other in ((here, there), (there, here)):
+        name = other.identity.name
+        assert node.recorder.events == [("connected", name), ("disconnected", name)]
     here.transport.unblock([there.key])
     await here.until_connected(there.identity)
     await there.until_connected(here.identity)

@@ -86,7 +86,6 @@ json_values = st.recursive(
 def test_any_params_bind_or_are_refused(method, params):
     try:
         arguments = METHODS[method].bind(params)
-    except InvalidParams as refused:
-        assert len(str(refused)) < 600
-    else:
-        assert len(arguments) == len(METHODS[method].parameters)
+    except InvalidParams:
+        return
+    assert len(arguments) == len(METHODS[method].parameters)

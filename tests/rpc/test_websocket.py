@@ -180,9 +180,11 @@ async def test_a_filter_leaves_out_other_events_and_blocks_without(node):
         await ask(socket, "subscribe", [0 + 1, ["b", "c"]])
         seen = [await receive(socket) for _ in range(3)]
     assert heights(seen) == [2, 4, 5]
-    assert [
-        [event["event"]["name"] for event in one["params"]["events"]] for one in seen
-    ] == [["b"], ["b", "b"], ["c"]]
+    assert [[event["event"]["name"] for event in one["params"]["events"]] for one in seen] == [
+        ["b"],
+        ["b", "b"],
+        ["c"],
+    ]
 
 
 async def test_a_filtered_subscription_is_told_of_progress(node):
@@ -198,9 +200,7 @@ async def test_a_filtered_subscription_is_told_of_progress(node):
 async def test_subscriptions_end_when_told_and_are_limited(serve):
     node = await serve(RpcLimits(subscriptions_per_connection_max=2))
     async with node.websocket() as socket:
-        numbers = [
-            (await ask(socket, "subscribe"))["result"]["subscription"] for _ in range(2)
-        ]
+        numbers = [(await ask(socket, "subscribe"))["result"]["subscription"] for _ in range(2)]
         refused = await ask(socket, "subscribe")
         assert refused["error"]["data"]["code"] == "too_many_subscriptions"
         assert (await ask(socket, "unsubscribe", [numbers[0]]))["result"] is True
@@ -361,4 +361,3 @@ async def test_nothing_of_a_closed_connection_is_left(node):
     gc.collect()
     names = [task.get_coro().__qualname__ for task in asyncio.all_tasks()]
     assert not [name for name in names if name.startswith("Connection.")]
-

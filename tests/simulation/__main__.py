@@ -11,7 +11,7 @@ from multiprocessing import get_context
 from tests.simulation import canaries
 from tests.simulation.plan import draw
 from tests.simulation.trace import Tracer
-from tests.simulation.world import Result, run
+from tests.simulation.world import Result, run, simulate
 
 _COMMAND = "python -m tests.simulation"
 
@@ -46,10 +46,6 @@ def _parse() -> argparse.Namespace:
     return arguments
 
 
-def _simulate(seed: int) -> Result:
-    return run(draw(seed))
-
-
 def _many(seeds: range, jobs: int) -> int:
     began, total, failed = time.monotonic(), Counter[str](), 0
     for done, result in enumerate(_results(seeds, jobs), 1):
@@ -67,10 +63,10 @@ def _many(seeds: range, jobs: int) -> int:
 
 def _results(seeds: Iterable[int], jobs: int) -> Iterator[Result]:
     if jobs == 1:
-        yield from map(_simulate, seeds)
+        yield from map(simulate, seeds)
         return
     with get_context("spawn").Pool(jobs) as pool:
-        yield from pool.imap_unordered(_simulate, seeds, chunksize=4)
+        yield from pool.imap_unordered(simulate, seeds, chunksize=4)
 
 
 def _add(total: Counter[str], one: Counter[str]) -> Counter[str]:

@@ -12,7 +12,7 @@ from typing import Any
 from consensus import normal_case, replica, slots, validators, view_change, wal
 from consensus.effects import SetTimer
 from consensus.messages import NULL_DIGEST, Commit
-from tests.simulation import catchup
+from tests.simulation import catchup, checker
 from tests.simulation.disk import Transaction
 from tests.simulation.node import SimNode
 from tests.simulation.plan import Plan, draw
@@ -66,8 +66,18 @@ def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
             setattr(place, name, old)
 
 
-def _small_quorum() -> Any:
-    return patched(validators, "quorum_size", lambda n: 2 * ((n - 1) // 3) + 1)
+@contextmanager
+def _small_quorum() -> Iterator[None]:
+    """The checker believes in it, too, so that only the fork can give it away."""
+
+    def too_small(n: int) -> int:
+        return 2 * ((n - 1) // 3) + 1
+
+    with (
+        patched(validators, "quorum_size", too_small),
+        patched(checker, "smallest_safe_quorum", too_small),
+    ):
+        yield
 
 
 def _no_persist() -> Any:

@@ -35,14 +35,18 @@ def header_after(previous: bytes, height: int, digest: bytes) -> bytes:
     return sha256(previous + height.to_bytes(8, "big") + digest).digest()
 
 
+def smallest_safe_quorum(n: int) -> int:
+    """Return the smallest q of which any two sets among `n` share more than (n-1)//3 members."""
+    return next(q for q in range(1, n + 1) if 2 * q - n > (n - 1) // 3)
+
+
 class Checker:
     """Remembers what honest nodes did, across all their crashes, and compares."""
 
     def __init__(
         self, validators: ValidatorSet, chain_id: bytes, keys: Keyring, genesis: Block
     ) -> None:
-        n = validators.n
-        self.quorum = next(q for q in range(1, n + 1) if 2 * q - n > (n - 1) // 3)
+        self.quorum = smallest_safe_quorum(validators.n)
         self.decided: list[Block] = [genesis]
         self.faulty: set[int] = set()  # Byzantine: nothing is demanded of them
         self.forgetful: set[int] = set()  # wiped: their votes may contradict each other

@@ -21,7 +21,7 @@ from tests.simulation.letters import Letters
 from tests.simulation.nemesis import Nemesis
 from tests.simulation.network import Network
 from tests.simulation.node import SimNode
-from tests.simulation.plan import Plan
+from tests.simulation.plan import Plan, draw
 from tests.simulation.scheduler import Scheduler
 from tests.simulation.trace import Tracer
 
@@ -277,6 +277,11 @@ def _start(node: SimNode) -> None:
 
 def _cannot_sign(data: bytes) -> bytes:
     raise Violation("an observer signed something")
+
+
+def simulate(seed: int) -> Result:
+    """Simulate the plan of `seed`."""
+    return run(draw(seed))
 
 
 def run(plan: Plan, tracer: Tracer | None = None) -> Result:
