@@ -150,12 +150,12 @@ def need_sync(state: State, height: int) -> None:
 
 
 def check_behind(state: State) -> None:
-    """On each resend period: fetch what a quorum sealed and we did not come nearer to."""
+    """Fetch what a quorum sealed if we came no nearer to it in a whole resend period."""
     ahead, (tick, executed) = state.ahead, state.ahead_since
-    if ahead is not None and state.tick > tick and state.executing is None:
-        if state.executed_height == executed:
-            need_sync(state, ahead.height)
+    if ahead is None or state.executing is not None or state.executed_height != executed:
         state.ahead_since = (state.tick, state.executed_height)
+    elif state.tick > tick + 1:
+        need_sync(state, ahead.height)
 
 
 def on_far(state: State, message: PrePrepare | Prepare | Commit | Seal) -> None:

@@ -14,12 +14,23 @@ import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node import keys
-from node.config import KeyConfig, NetworkConfig, NodeConfig, PeerAddress, RpcConfig, render_config
-from node.ledger.genesis import Genesis, Institution, Member, NodeIdentity
+from node.config import (
+    KeyConfig,
+    NetworkConfig,
+    NodeConfig,
+    PeerAddress,
+    RpcConfig,
+    load_config,
+    parse_config,
+    render_config,
+)
+from node.ledger.genesis import DISPLAY_NAME_MAX, Genesis, Institution, Member, NodeIdentity
+from node.ledger.transaction import INSTITUTION
 from node.network.tls import make_certificate
 
 NODE_KEY = "node.key.pem"
@@ -30,10 +41,11 @@ CONFIG = "node.toml"
 TOKEN = "rpc.token"  # noqa: S105 - a file's name
 GENESIS = "genesis.json"
 CARD_VERSION = 1
+CARD_BYTES_MAX = 1024 * 1024
 
 
 class InvalidCard(ValueError):
-    """An institution's public card cannot be used; the text says which and why."""
+    """An institution's public card cannot be made or used; the text says which and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,29 +76,40 @@ class Card:
     def load(path: Path) -> "Card":
         """Read a card. Raises `InvalidCard`; whether its keys are sound, the genesis checks."""
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-            if value["version"] != CARD_VERSION:
-                raise InvalidCard(
-                    f"{path}: card version {value['version']}; this program knows {CARD_VERSION}"
-                )
-            members = tuple(
-                Member(bytes.fromhex(m["public_key"]), tuple(sorted(m["roles"])))
-                for m in value["members"]
-            )
-            return Card(
-                str(value["institution"]),
-                str(value["display_name"]),
-                bytes.fromhex(value["node_key"]),
-                base64.b64decode(value["certificate"], validate=True),
-                members,
-                bool(value.get("observer", False)),
-            )
+            with path.open("rb") as file:
+                content = file.read(CARD_BYTES_MAX + 1)
+            if len(content) > CARD_BYTES_MAX:
+                raise InvalidCard(f"{path}: more than {CARD_BYTES_MAX} bytes: not a card")
+            return _card(path, json.loads(content))
         except OSError as error:
             raise InvalidCard(f"{path}: {error.strerror}") from error
         except InvalidCard:
             raise
-        except (ValueError, KeyError, TypeError) as error:
+        except KeyError as error:
+            raise InvalidCard(f"{path}: not an institution's card: {error} is missing") from error
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise InvalidCard(f"{path}: not an institution's card ({error})") from error
+
+
+def _card(path: Path, value: Any) -> Card:
+    if value["version"] != CARD_VERSION:
+        raise InvalidCard(
+            f"{path}: card version {value['version']!r}; this program knows {CARD_VERSION}"
+        )
+    for name in ("institution", "display_name"):
+        if not isinstance(value[name], str):
+            raise InvalidCard(f"{path}: {name} must be text")
+    members = tuple(
+        Member(bytes.fromhex(m["public_key"]), tuple(sorted(m["roles"]))) for m in value["members"]
+    )
+    return Card(
+        value["institution"],
+        value["display_name"],
+        bytes.fromhex(value["node_key"]),
+        base64.b64decode(value["certificate"], validate=True),
+        members,
+        value.get("observer") is True,
+    )
 
 
 def create_identity(
@@ -99,11 +122,22 @@ def create_identity(
 ) -> Card:
     """Make node and gateway keys in `folder` and return the public card, which is written too.
 
-    Without a passphrase a random one is made and kept beside the keys, 0600. Raises `KeyFileError`
-    when a key is there already: keys are never overwritten.
+    Without a passphrase a random one is made and kept beside the keys, 0600. Raises `InvalidCard`
+    for names that no genesis takes, and `KeyFileError` when the folder holds an identity already:
+    nothing is ever overwritten.
     """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    is_random = passphrase is None
+    if INSTITUTION.fullmatch(institution) is None:
+        raise InvalidCard(
+            f"the institution {institution!r} must match {INSTITUTION.pattern}: "
+            "a short name in lower case, for instance st-mary"
+        )
+    if not 1 <= len(display_name) <= DISPLAY_NAME_MAX or not display_name.isprintable():
+        raise InvalidCard(f"a display name is 1 to {DISPLAY_NAME_MAX} printable characters")
+    _make_private_folder(folder)
+    made = (NODE_KEY, GATEWAY_KEY, CARD) if passphrase else (NODE_KEY, GATEWAY_KEY, CARD, PASSPHRASE)
+    for name in made:
+        if (folder / name).exists():
+            raise keys.KeyFileError(f"{folder / name} exists and is never overwritten")
     if passphrase is None:
         passphrase = secrets.token_urlsafe(32).encode()
         keys.save_secret(folder / PASSPHRASE, passphrase + b"\n")
@@ -135,30 +169,49 @@ def make_genesis(name: str, cards: Iterable[Card], time_ms: int) -> Genesis:
 
 
 def node_config(
-    folder: Path,
     institution: str,
-    genesis_file: Path,
     *,
     listen: tuple[str, int],
     peers: Sequence[PeerAddress],
     rpc_port: int,
+    genesis_file: Path = Path(GENESIS),
+    data_dir: Path = Path("data"),
+    passphrase_file: Path | None = Path(PASSPHRASE),
 ) -> NodeConfig:
-    """Return the settings of a node whose keys are in `folder`."""
+    """Return the settings of a node, its paths relative to the folder where its keys are."""
     return NodeConfig(
         institution=institution,
-        data_dir=folder / "data",
+        data_dir=data_dir,
         genesis_file=genesis_file,
-        key=KeyConfig(file=folder / NODE_KEY, passphrase_file=folder / PASSPHRASE),
-        rpc=RpcConfig(token_file=folder / TOKEN, port=rpc_port),
+        key=KeyConfig(file=Path(NODE_KEY), passphrase_file=passphrase_file),
+        rpc=RpcConfig(token_file=Path(TOKEN), port=rpc_port),
         network=NetworkConfig(listen_host=listen[0], listen_port=listen[1], peers=tuple(peers)),
     )
 
 
-def write_node(folder: Path, config: NodeConfig) -> None:
-    """Write `config` and a new RPC token into `folder`; an existing token stays."""
-    if not config.rpc.token_file.exists():
-        keys.create_token(config.rpc.token_file)
-    (folder / CONFIG).write_text(render_config(config), encoding="utf-8")
+def write_node(folder: Path, config: NodeConfig) -> NodeConfig:
+    """Write `config` and a new RPC token into `folder`; an existing token stays.
+
+    Returns the settings as they are read back, with paths that hold from anywhere. Raises
+    `ConfigError` for settings that no node takes, and writes nothing then.
+    """
+    text = render_config(config)
+    parse_config(text.encode(), name=CONFIG, base=folder.absolute())
+    token_file = folder / config.rpc.token_file
+    if not token_file.exists():
+        keys.create_token(token_file)
+    (folder / CONFIG).write_text(text, encoding="utf-8")
+    return load_config(folder / CONFIG)
+
+
+def passphrase_of(config: KeyConfig) -> bytes:
+    """Return the passphrase that opens this institution's keys. Raises `KeyFileError`."""
+    source: keys.PassphraseSource = keys.PassphrasePrompt()
+    if config.passphrase_file is not None:
+        source = keys.PassphraseFile(config.passphrase_file)
+    elif config.passphrase_environment is not None:
+        source = keys.PassphraseEnvironment(config.passphrase_environment)
+    return keys.read_passphrase(source)
 
 
 def load_member_key(folder: Path, passphrase: bytes) -> Ed25519PrivateKey:
@@ -168,3 +221,10 @@ def load_member_key(folder: Path, passphrase: bytes) -> Ed25519PrivateKey:
 
 def _identity(card: Card) -> NodeIdentity:
     return NodeIdentity(card.institution, card.node_key, card.certificate)
+
+
+def _make_private_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise keys.KeyFileError(f"{folder} cannot be made: {error.strerror}") from error

@@ -10,6 +10,7 @@ crash at any moment of the making leaves a folder that is either begun anew or f
 The lock is flock(2) on the folder itself: it costs no file and ends with the process.
 """
 
+import errno
 import fcntl
 import os
 import shutil
@@ -73,6 +74,22 @@ class DatabaseFolder:
         self.creating.rename(self.database)
         os.fsync(self._descriptor)
 
+    def check_database(self) -> None:
+        """Raise `DatabaseLocked` or OSError if LevelDB could not open the database for these.
+
+        It would find out by itself, but not before it has begun a new LOG.
+        """
+        effective = os.access in os.supports_effective_ids
+        if not os.access(self.database, os.W_OK, effective_ids=effective):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        lock = self.database / "LOCK"
+        if lock.exists():
+            with lock.open("r+b") as file:
+                try:
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise locked(self.path) from error
+
     def remove(self, scratch: Path) -> None:
         """Remove `creating` or `rehearsal`, if it is there."""
         if scratch.exists():
@@ -128,12 +145,6 @@ def lock_folder(path: Path, *, create: bool) -> DatabaseFolder:
     except OSError as error:
         os.close(descriptor)
         raise unusable(path, error) from error
-    if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
-        os.close(descriptor)
-        raise StorageError(
-            f"The folder '{path}' cannot be written by this user. Nothing was changed. "
-            "Give the user of the node read and write permission, or name another folder."
-        )
     return DatabaseFolder(path, descriptor)
 
 

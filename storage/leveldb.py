@@ -23,10 +23,13 @@ from storage.kv import WriteBatch
 from storage.log_damage import hidden_damage
 
 CACHE_BYTES = 32 * 1024 * 1024  # uncompressed blocks of tables
-WRITE_BUFFER_BYTES = 16 * 1024 * 1024  # at most two are in memory; also what an opening replays
+WRITE_BUFFER_BYTES = 32 * 1024 * 1024  # at most two are in memory; also what an opening replays
 TABLE_BYTES = 8 * 1024 * 1024
 OPEN_FILES_MAX = 500  # half of the usual limit of a process, the rest is for connections
 BLOOM_BITS_PER_KEY = 10
+
+# What LevelDB calls a file that is gone, one that is too short, and a CURRENT that is gone.
+_DAMAGE = ("No such file", "Invalid argument", "does not exist")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -178,6 +181,7 @@ def open_leveldb(
         folder.remove(folder.rehearsal)
         try:
             _rehearse(folder)
+            folder.check_database()
         finally:
             folder.remove(folder.rehearsal)
         return LevelDbStore(_open(folder, folder.database, cache_bytes=cache_bytes), folder)
@@ -227,22 +231,21 @@ def _open(
             max_file_size=TABLE_BYTES,
             max_open_files=OPEN_FILES_MAX,
             bloom_filter_bits=BLOOM_BITS_PER_KEY,
+            # Most rows are hashes, keys and signatures, which Snappy tries in vain to make smaller.
+            compression=None,
         )
     except plyvel.Error as error:
-        raise _translated(error, folder.path, where, opening=True) from error
+        raise _translated(error, folder.path, where) from error
 
 
-def _translated(
-    error: Exception, path: Path, where: Path, *, opening: bool = False
-) -> StorageError:
+def _translated(error: Exception, path: Path, where: Path) -> StorageError:
     """Return the error of this room; the sentence names the folder as the operator gave it."""
     words = error.args[0] if error.args else ""
     reason = words.decode(errors="replace") if isinstance(words, bytes) else str(words)
     reason = reason.replace(f"{where}{os.sep}", "").replace(str(where), "the database")
     if reason.startswith("IO error: lock "):
         return locked(path)
-    is_missing = opening and ("No such file" in reason or "does not exist" in reason)
-    if isinstance(error, plyvel.CorruptionError) or is_missing:
+    if isinstance(error, plyvel.CorruptionError) or any(sign in reason for sign in _DAMAGE):
         return _damaged(path, reason)
     return StorageError(
         f"The database in '{path}' cannot be used: {reason}. "

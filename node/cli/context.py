@@ -1,29 +1,19 @@
-"""What commands need of a node: its config, a client of its RPC, its keys and its vault."""
+"""How commands find a node: its config, and a client of its RPC."""
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from node import keys, provision
-from node.config import NodeConfig, load_config
-from node.daemon import passphrase_of
-from node.imaging.vault import Vault, create_vault, open_vault
+from node import keys
+from node.cli.failures import USAGE, Failure
+from node.config import NodeConfig, RpcConfig, load_config
 from node.ledger import genesis_file
+from node.ledger.genesis import Genesis
 from node.rpc.client import Client
-from node.studies import Signer
 
-VAULT = "vault.db"
-
-ConfigFile = Annotated[
-    Path,
-    typer.Option("--config", "-c", envvar="RADLEDGER_CONFIG", help="The node's TOML file."),
-]
-DEFAULT_CONFIG = Path(provision.CONFIG)
+_EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not listened on
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,41 +27,43 @@ class Desk:
         """Read the config. Raises `ConfigError`."""
         return Desk(load_config(config_file))
 
+    @property
+    def folder(self) -> Path:
+        """Where the institution's keys and vault are."""
+        return self.config.key.file.parent
+
+    def genesis(self) -> Genesis:
+        """Return the consortium's genesis. Raises `InvalidGenesis`."""
+        return genesis_file.load(self.config.genesis_file)
+
     @asynccontextmanager
-    async def client(self) -> AsyncIterator[Client]:
-        """Connect to the node's RPC. Raises `ConnectionLost`, `KeyFileError`."""
+    async def client(self, in_flight_max: int = 1_024) -> AsyncIterator[Client]:
+        """Connect to the node's RPC. Raises `ConnectionLost`, `NotAuthorized`, `KeyFileError`."""
         rpc = self.config.rpc
-        scheme = "https" if rpc.tls_certificate_file else "http"
-        host = f"[{rpc.host}]" if ":" in rpc.host else rpc.host
         token = keys.load_token(rpc.token_file)
-        async with Client(f"{scheme}://{host}:{rpc.port}", token) as client:
+        tls = _trust(rpc)
+        async with Client(_url(rpc), token, in_flight_max=in_flight_max, tls=tls) as client:
             yield client
 
-    def signer(self) -> Signer:
-        """Return who signs for this institution. Raises `KeyFileError`, `InvalidGenesis`."""
-        folder = self.config.key.file.parent
-        private = provision.load_member_key(folder, passphrase_of(self.config.key))
-        chain_id = genesis_file.load(self.config.genesis_file).chain_id
-        return Signer(private, self.config.institution, chain_id)
 
-    @contextmanager
-    def vault(self) -> Iterator[Vault]:
-        """Open the institution's vault, or make it the first time. Raises `VaultError`."""
-        path = self.config.key.file.parent / VAULT
-        passphrase = passphrase_of(self.config.key).decode("utf-8", "surrogateescape")
-        with open_vault(path, passphrase) if path.exists() else create_vault(path, passphrase) as v:
-            yield v
+def _url(rpc: RpcConfig) -> str:
+    if rpc.port == 0:
+        raise Failure(USAGE, "rpc.port is 0 in the config: set a port, so that commands find it")
+    scheme = "https" if rpc.tls_certificate_file else "http"
+    host = _EVERY_ADDRESS.get(rpc.host, rpc.host)
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{rpc.port}"
 
 
-@contextmanager
-def file_progress(description: str, *, quiet: bool) -> Iterator[Progress]:
-    """Show a bar on standard error while files are read."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, transient=True, disable=quiet) as bar:
-        bar.add_task(description, total=None)
-        yield bar
+def _trust(rpc: RpcConfig) -> ssl.SSLContext | None:
+    """Return a context that accepts the node's very certificate and no other."""
+    if rpc.tls_certificate_file is None:
+        return None
+    try:
+        context = ssl.create_default_context(cafile=rpc.tls_certificate_file)
+    except (OSError, ssl.SSLError) as error:
+        raise Failure(USAGE, f"{rpc.tls_certificate_file}: {error.strerror or error}") from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    # It is pinned and on this machine; the name by which others call it does not matter here.
+    context.check_hostname = False
+    return context

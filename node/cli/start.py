@@ -1,12 +1,15 @@
 """`radledger start`: one node, until it is told to end."""
 
 import asyncio
+import cProfile
 import json
 import logging
 import os
 import signal
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -36,7 +39,8 @@ def start(
         )
         tune_interpreter()
         node = Node(config)
-        uvloop.run(_serve(node, announce=announce))
+        with _profiled(os.environ.get("RADLEDGER_PROFILE")):
+            uvloop.run(_serve(node, announce=announce))
 
 
 async def _serve(node: Node, *, announce: bool) -> None:
@@ -56,6 +60,21 @@ async def _serve(node: Node, *, announce: bool) -> None:
     _notify("STOPPING=1")
     await node.stop()
     log.info("node stopped height=%d", node.height)
+
+
+@contextmanager
+def _profiled(path: str | None) -> Iterator[None]:
+    """Write what the event loop's thread did to `path`, for `make bench`; None: do nothing."""
+    if not path:
+        yield
+        return
+    profile = cProfile.Profile()
+    profile.enable()
+    try:
+        yield
+    finally:
+        profile.disable()
+        profile.dump_stats(path)
 
 
 def _notify(state: str) -> None:

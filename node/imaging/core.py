@@ -83,7 +83,7 @@ class Digester:
         own = rules.part_of(tag)
         part = level.part or own
         if part is Part.PRIVATE:
-            digest: bytes | None = self._digest(tag, values.RAW, data) if data else None
+            digest = self._private(tag, vr, little_endian, data)
         elif own is Part.ENCODING or part is Part.ENCODING or not data:
             if tag in self._wanted and len(self._levels) == 1 and isinstance(data, bytes):
                 self.facts[tag] = data if little_endian else values.little_endian(vr, data)
@@ -140,6 +140,13 @@ class Digester:
 
     def _refuse(self, code: str, reason: str) -> NoReturn:
         raise UnreadableInstance(self._name, code, reason)
+
+    def _private(self, tag: int, vr: str, little_endian: bool, data: bytes | Span) -> bytes | None:
+        if isinstance(data, Span):
+            swap = 1 if little_endian else values.word_bytes(vr)
+            return self._digest(tag, values.RAW, data, swap)
+        raw = values.trim_private(data if little_endian else values.little_endian(vr, data))
+        return self._digest(tag, values.RAW, raw) if raw else None
 
     def _public(
         self, level: _Level, tag: int, vr: str, little_endian: bool, data: bytes | Span

@@ -23,6 +23,7 @@ _WORD_BYTES = {
     **dict.fromkeys(("FD", "OD", "OV", "SV", "UV"), 8),
 }
 _NUMBERS = frozenset({"AT", "FD", "FL", "SL", "SS", "SV", "UL", "US", "UV"})
+_PRINTABLE = bytes(range(0x20, 0x7F))
 _PADDING = " \0"
 _RESETS = re.compile(rb"[\\^=\t\n\f\r]")  # where code extensions end (PS3.5 §6.1.2.5.3)
 _DEFAULT = ("latin_1",)
@@ -85,6 +86,19 @@ def _person_name(name: str) -> str:
 def trim_bytes(data: bytes) -> bytes:
     """Return `data` without the byte that pads an odd length (PS3.5 §6.2, OB and UN)."""
     return data[:-1] if len(data) % 2 == 0 and data.endswith(b"\0") else data
+
+
+def trim_private(data: bytes) -> bytes:
+    """Return a private value raw, but printable text of three characters or more trimmed.
+
+    Writers pad text anew even where they do not know the element. What is shorter may be a number
+    and is left alone, as is everything else: its representation cannot be relied on, since it is
+    lost in implicit form.
+    """
+    text = data.strip(b"\0 ")
+    if len(text) < 3 or text.translate(None, _PRINTABLE):
+        return data
+    return b"\\".join(value.strip(b" ") for value in text.split(b"\\"))
 
 
 def charset_of(data: bytes) -> Charset:

@@ -32,7 +32,8 @@ class Verdict(Enum):
     SAME_FILE = "same file"  # F
     REENCODED = "same image, re-encoded"  # K, P and X
     IMPORTED = "patient data changed on import, image intact"  # K, P and X
-    ALTERED = "altered"  # K, P or X does not hold
+    PRIVATE = "image intact, private elements changed"  # K and P, but not X
+    ALTERED = "altered"  # K or P does not hold
     UNDECIDED = "cannot be compared here"  # the pixels cannot be had in the registered form
     CONFLICT = "several files of different content"
     MISSING = "missing"
@@ -47,11 +48,22 @@ class StudyStatus(Enum):
 
     INTACT = "intact"
     ALTERED = "altered"
+    PRIVATE = "image intact, private elements changed"
     INCOMPLETE = "incomplete"  # nothing altered, but instances are missing or there are extra ones
     UNDECIDED = "cannot be compared here"  # nothing altered, but not all could be compared
     UNKNOWN = "unknown"  # not in the vault
     NOT_REGISTERED = "not registered"  # in the vault, but not on the chain
     WRONG_MANIFEST = "manifest is not the registered one"
+
+
+# The first whose verdicts cover all that is found, besides the intact ones.
+_NOT_WHOLE = frozenset({Verdict.MISSING, Verdict.EXTRA})
+_STATUSES: tuple[tuple[StudyStatus, frozenset[Verdict]], ...] = (
+    (StudyStatus.INTACT, frozenset()),
+    (StudyStatus.INCOMPLETE, _NOT_WHOLE),
+    (StudyStatus.PRIVATE, _NOT_WHOLE | {Verdict.PRIVATE}),
+    (StudyStatus.UNDECIDED, _NOT_WHOLE | {Verdict.PRIVATE, Verdict.UNDECIDED}),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,13 +200,11 @@ def _verify_study(files: StudyFiles, registered: Registered | None) -> StudyRepo
 
 
 def _status(instances: Iterable[InstanceReport]) -> StudyStatus:
-    verdicts = {instance.verdict for instance in instances}
-    if verdicts <= INTACT:
-        return StudyStatus.INTACT
-    if verdicts <= INTACT | {Verdict.MISSING, Verdict.EXTRA}:
-        return StudyStatus.INCOMPLETE
-    undecided = verdicts <= INTACT | {Verdict.MISSING, Verdict.EXTRA, Verdict.UNDECIDED}
-    return StudyStatus.UNDECIDED if undecided else StudyStatus.ALTERED
+    verdicts = {instance.verdict for instance in instances} - INTACT
+    for status, harmless in _STATUSES:
+        if verdicts <= harmless:
+            return status
+    return StudyStatus.ALTERED
 
 
 def _instances(files: StudyFiles, manifest: Manifest) -> Iterable[InstanceReport]:
@@ -222,16 +232,19 @@ def compare(instance: Instance, read: CommittedFile) -> InstanceReport:
     if record.core != given.core:
         altered += _changed(instance.core, given.core_elements) or ["the data set"]
     pixels = _pixels_in_form(given, Form(record.form))
-    comparable = pixels is not None
     if pixels is not None and pixels.digest != record.pixels:
         altered += _changed_frames(instance, pixels)
+    private = []
     if record.private != given.private:
         names = _changed(instance.private, given.private_elements)
-        altered += names or ["private elements"]
+        private = names or ["private elements"]
     if altered:
-        return InstanceReport(Verdict.ALTERED, read.name, instance.label, _limited(altered))
-    if not comparable:
+        details = _limited(altered + private)
+        return InstanceReport(Verdict.ALTERED, read.name, instance.label, details)
+    if pixels is None:
         return _undecided(instance, read)
+    if private:
+        return InstanceReport(Verdict.PRIVATE, read.name, instance.label, _limited(private))
     return _intact(instance, read)
 
 

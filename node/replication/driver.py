@@ -2,8 +2,8 @@
 
 One task steps the replica through everything that has arrived, writes all rows that must be durable
 in one synced batch, and only then sends. While the disk works, more input gathers: the slower the
-disk, the larger the group. Signatures are checked in worker threads before the replica sees a
-message, and late votes that can change nothing are not checked at all.
+disk, the larger the group. Signatures are checked before the replica sees a message, in
+worker threads when there are more than a few; late votes that can change nothing are not checked.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ from consensus.validators import ValidatorSchedule
 from node.ledger.block import encode_certificate
 from node.ledger.execution import ExecutedBlock
 from node.ledger.transaction import Transaction
-from node.ledger.verifier import SignatureVerifier
+from node.ledger.verifier import SignatureVerifier, verify_all
 from node.network.frames import Kind
 from node.network.transport import Priority
 from node.replication.chain import Chain, Payload, put_payload
@@ -68,6 +68,7 @@ log = logging.getLogger(__name__)
 
 STEPS_PER_TURN = 512  # inputs taken before the loop lets others run
 INTAKE_MAX = 8192  # unverified consensus messages waiting, over all peers
+INLINE_CHECKS_MAX = 4  # about half a millisecond
 PAYLOADS_MAX = 64  # answers waiting to be checked
 LAZY_FLUSH_S = 0.005
 
@@ -402,7 +403,9 @@ class Driver:
                     continue
                 spans.append((peer, message, len(wanted)))
                 checks += [(c.public_key, c.signed, c.signature) for c in wanted]
-            verdicts = await self._verifier.verify(checks) if checks else []
+            # A hop to a worker thread costs as much as one check, so it pays only for several.
+            few = len(checks) <= INLINE_CHECKS_MAX
+            verdicts = verify_all(checks) if few else await self._verifier.verify(checks)
             start = 0
             for peer, message, count in spans:
                 genuine = all(verdicts[start : start + count])

@@ -49,7 +49,6 @@ class EventFeed:
         """Tell everybody that the chain reaches `height` now, after a sync published nothing."""
         if height > self._height:
             self._height = height
-            self._recent.clear()
             self._advanced.set()
             self._advanced = asyncio.Event()
 

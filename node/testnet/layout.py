@@ -60,8 +60,6 @@ def create_layout(
         )
         for index, name in enumerate(names)
     ]
-    genesis = make_genesis("testnet", cards, time.time_ns() // 1_000_000)
-    genesis_file.save(genesis, folder / GENESIS)
     ports = list(free_ports(2 * len(names)))
     listens, rpcs = ports[: len(names)], ports[len(names) :]
     configs = []
@@ -72,26 +70,31 @@ def create_layout(
             if number != index
         ]
         config = node_config(
-            folder / name,
             name,
-            folder / GENESIS,
             listen=(LOOPBACK, listens[index]),
             peers=peers,
             rpc_port=rpcs[index],
+            genesis_file=Path("..", GENESIS),
         )
         if consensus is not None:
             config = replace(config, consensus=consensus)
-        write_node(folder / name, config)
-        configs.append(config)
+        configs.append(write_node(folder / name, config))
+    # Last: a folder without it was left half made.
+    genesis = make_genesis("testnet", cards, time.time_ns() // 1_000_000)
+    genesis_file.save(genesis, folder / GENESIS)
     return Layout(folder, tuple(configs))
 
 
 def load_layout(folder: Path) -> Layout:
-    """Return the layout that `create_layout` wrote. Raises `FileNotFoundError`, `ConfigError`."""
-    files = sorted(folder.glob(f"*/{CONFIG}"), key=lambda path: _order(path.parent.name))
-    if not files:
+    """Return the layout that `create_layout` wrote.
+
+    Raises `FileNotFoundError` when there is none, `ConfigError`, `InvalidGenesis`.
+    """
+    if not (folder / GENESIS).exists():
         raise FileNotFoundError(f"{folder} holds no testnet")
-    return Layout(folder, tuple(load_config(path) for path in files))
+    genesis = genesis_file.load(folder / GENESIS)
+    names = [node.institution for node in (*genesis.validators, *genesis.observers)]
+    return Layout(folder, tuple(load_config(folder / name / CONFIG) for name in names))
 
 
 def free_ports(count: int) -> Iterator[int]:
@@ -102,7 +105,3 @@ def free_ports(count: int) -> Iterator[int]:
             listener.bind((LOOPBACK, 0))
         yield from [listener.getsockname()[1] for listener in sockets]
 
-
-def _order(name: str) -> tuple[int, int]:
-    base, _, lap = name.partition("-")
-    return (int(lap or 1), NAMES.index(base) if base in NAMES else len(NAMES))

@@ -7,10 +7,10 @@ from node.rpc.client import Client
 
 async def check(clients: list[Client], acknowledged: list[bytes]) -> dict[str, int]:
     """Compare what was acknowledged with every node's chain. Raises `RuntimeError`."""
-    heads = [await client.head() for client in clients]
-    height = min(head.height for head in heads)
+    height = max([(await client.head()).height for client in clients])
     digests = set()
     for client in clients:
+        await reach(client, height)
         block = await client.block(height)
         digests.add(None if block is None else block.header_digest)
     if len(digests) != 1:
@@ -26,3 +26,10 @@ async def check(clients: list[Client], acknowledged: list[bytes]) -> dict[str, i
     if lost or doubled:
         raise RuntimeError(f"{len(lost)} acknowledged transactions lost, {len(doubled)} doubled")
     return {"height": height, "executed": sum(seen.values()), "lost": 0, "doubled": 0}
+
+
+async def reach(client: Client, height: int) -> None:
+    """Return once the node has executed `height`."""
+    async for block in client.events(from_height=max(1, height)):
+        if block.height >= height:
+            return

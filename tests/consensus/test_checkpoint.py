@@ -148,7 +148,8 @@ def test_seals_that_can_no_longer_agree_stop_the_node():
     cluster, replica = alone()
     decide(cluster, replica, 1)
     assert not only(receive(cluster, replica, *seals(1, [0], D)), Halt)
-    assert only(receive(cluster, replica, *seals(1, [2], D)), Halt)
+    assert not only(receive(cluster, replica, *seals(1, [2], D)), Halt)
+    assert only(receive(cluster, replica, *seals(1, [3])), Halt)  # two against two
 
 
 def test_f_wrong_seals_stop_nobody():
@@ -207,10 +208,9 @@ def test_a_sealed_height_inside_the_window_is_fetched_when_waiting_brings_nothin
     cluster, replica = alone()
     effects = receive(cluster, replica, *seals(2, [0, 2, 3]))
     assert not only(effects, NeedSync)
-    assert not only(replica.step(TimerFired("resend")), NeedSync) or True
-    effects = replica.step(TimerFired("resend"))
-    assert NeedSync(2) in effects or replica.phase_report().phase == "sync"
-    assert only(replica.step(TimerFired("resend")), NeedSync) == [NeedSync(2)]
+    assert not only(replica.step(TimerFired("resend")), NeedSync)  # it may have come just now
+    for _ in range(3):
+        assert only(replica.step(TimerFired("resend")), NeedSync) == [NeedSync(2)]
 
 
 def test_a_sealed_height_is_not_fetched_while_we_come_nearer():

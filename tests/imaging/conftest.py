@@ -2,7 +2,7 @@
 
 import pytest
 
-from node.imaging import vault_keys
+from node.imaging import pixels, vault_keys
 from node.imaging.vault import create_vault
 
 PASSPHRASE = "correct horse battery staple"
@@ -19,3 +19,13 @@ def quick_passphrases(monkeypatch):
 def vault(tmp_path):
     with create_vault(tmp_path / "vault.db", PASSPHRASE) as opened:
         yield opened
+
+
+@pytest.fixture
+def no_decoders(monkeypatch):
+    """As if no pixel decoder were installed, whatever is."""
+
+    def none(uid):
+        raise NotImplementedError(uid)
+
+    monkeypatch.setattr(pixels, "get_decoder", none)

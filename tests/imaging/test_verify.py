@@ -123,6 +123,17 @@ def test_a_changed_removed_and_added_element_are_named(vault, tmp_path):
     )
 
 
+def test_a_changed_private_element_alone_is_named_and_the_study_is_not_intact(vault, tmp_path):
+    source = dicom.FILES / "CT_small.dcm"
+    manifest = one([source], vault).manifest
+    ds = dicom.loaded(source)
+    ds[0x00431028].value = b"changed!"
+    (study,) = verify([dicom.save(ds, tmp_path / "a")], manifest, manifest.root).studies
+    said = "image intact, private elements changed"
+    assert study.instances[0].sentence == f"{said}: private element (0043,1028)"
+    assert study.status is StudyStatus.PRIVATE
+
+
 def test_more_frames_or_other_rows_are_caught(vault, tmp_path):
     source = dicom.minimal(tmp_path / "a", pixels=np.zeros((2, 4, 4), "<u2"))
     manifest = one([source], vault).manifest
@@ -212,7 +223,7 @@ def test_a_lossy_copy_of_a_lossless_image_is_altered(vault, tmp_path):
     assert said.sentence == "altered: pixels"
 
 
-def test_what_cannot_be_decoded_here_is_undecided_and_never_intact(vault, tmp_path):
+def test_what_cannot_be_decoded_here_is_undecided_and_never_intact(vault, tmp_path, no_decoders):
     known = one([dicom.FILES / "MR_small.dcm"], vault).manifest
     ds = dicom.loaded(dicom.FILES / "MR_small.dcm")
     other = dicom.loaded(dicom.FILES / "MR_small_jpeg_ls_lossless.dcm")

@@ -73,6 +73,14 @@ def test_take_is_bounded_but_always_takes_one():
     assert queue.take(20) == [b"y" * 10]
 
 
+def test_a_small_frame_does_not_overtake_a_more_urgent_one_that_did_not_fit():
+    queue = SendQueue(LIMITS)
+    for frame, priority in ((b"c" * 15, C), (b"d" * 15, C), (b"p", P)):
+        queue.push(frame, priority)
+    assert queue.take(20) == [b"c" * 15]
+    assert queue.take(20) == [b"d" * 15, b"p"]
+
+
 def test_a_default_queue_holds_the_largest_frame_of_every_kind():
     for kind in Kind:
         for priority in (C, P):
@@ -99,6 +107,14 @@ def test_a_budget_counts_bytes_and_each_kind_on_its_own():
     assert budget.spend(Kind.CONSENSUS, 4_000)
     assert not budget.spend(Kind.STATUS, 10)
     assert budget.owed_s(0) == pytest.approx(2.0)
+
+
+def test_silence_saves_up_no_more_than_a_burst():
+    budget = ReceiveBudget({Kind.STATUS: Rate(1_000, 1_000)}, now_s=0)
+    assert budget.spend(Kind.STATUS, 4_000)
+    assert budget.owed_s(1_000) == 0
+    assert budget.spend(Kind.STATUS, 3_000)
+    assert budget.owed_s(1_000) == pytest.approx(1.0)
 
 
 @given(st.lists(st.tuples(st.integers(0, 500), st.floats(0, 1)), min_size=1, max_size=60))

@@ -165,6 +165,15 @@ def test_a_validator_waits_for_consensus_before_it_fetches_what_a_peer_has():
     assert asks(sync.tick(99)) == [(A, 12, 12)]
 
 
+def test_a_validator_that_moves_leaves_it_to_consensus():
+    sync = BlockSync(10, 0, options=SMALL)
+    sync.on_status(A, 20)
+    assert sync.tick(40) == []
+    sync.accepted(11)
+    assert sync.tick(60) == []
+    assert asks(sync.tick(90)) == [(A, 12, 20)]
+
+
 def test_an_observer_follows_what_is_pushed_and_fetches_gaps():
     sync = BlockSync(10, 0, follows=True, options=SMALL)
     assert sync.on_status(A, 10) == []
@@ -191,8 +200,8 @@ def test_held_and_expected_bytes_are_bounded_but_the_next_block_is_always_asked_
     sync, actions = started([(A, 1_000)], 1_000, options)
     assert len(asks(actions)) == 5
     for ask in actions[1:]:
-        assert asks(sync.on_blocks(A, ask.request_id, ask.first, [bytes(100)] * 10)) == []
-    assert sync.held_bytes == 4_000
+        assert asks(sync.on_blocks(A, ask.request_id, ask.first, [bytes(150)] * 10)) == []
+    assert sync.held_bytes == 6_000
     sync.on_status(B, 1_000)
     more = sync.tick(5_000)  # the first range never came
     assert asks(more) == [(B, 1, 10)]

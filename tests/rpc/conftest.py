@@ -203,5 +203,5 @@ async def node(serve) -> Node:
 async def eventually(condition: Callable[[], bool]) -> None:
     """Return once `condition` holds; the test's own time limit is the only clock."""
     async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+        while not condition():
             await asyncio.sleep(0)

@@ -155,7 +155,7 @@ async def test_a_node_that_is_not_there_is_said_at_once(serve):
 async def test_calls_in_flight_fail_clearly_and_the_next_one_works_again(serve):
     node = await serve()
     node.service.gate = asyncio.Event()
-    async with node.client() as client:
+    async with node.client(in_flight_max=1) as client:
         pending = asyncio.create_task(client.submit(b"a"))
         await node.service.entered.wait()
         await node.server.close()

@@ -11,6 +11,7 @@ import pytest
 from aiohttp import WSMsgType
 
 from node.config.model import RpcLimits
+from node.rpc.websocket import _text_head
 from tests.rpc.conftest import TOKEN, eventually
 
 TX = base64.b64encode(b"transaction").decode()
@@ -75,6 +76,21 @@ async def test_answers_of_any_size_are_whole_whether_alone_or_coalesced(node, si
         answered = [await receive(socket) for _ in range(5)]
     assert all(one["result"] == "x" * size for one in answered)
     assert sorted(one["id"] for one in answered) == [0, 1, 2, 3, 4]
+
+
+# RFC 6455 §5.2: the shortest of three lengths, whole and unmasked text (0x81).
+@pytest.mark.parametrize(
+    ("size", "head"),
+    [
+        (0, "8100"),
+        (125, "817d"),
+        (126, "817e007e"),
+        (65_535, "817effff"),
+        (65_536, "817f0000000000010000"),
+    ],
+)
+def test_the_head_of_a_frame(size, head):
+    assert _text_head(size).hex() == head
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,14 @@ from consensus.messages import (
     Message,
     NewView,
     Prepare,
+    PreparedCertificate,
     PrePrepare,
     Seal,
     SealCertificate,
     ViewChange,
     encode,
 )
+from consensus.view_change import carried_over
 from tests.simulation.checker import header_after
 from tests.simulation.disk import Block
 from tests.simulation.execution import Copied
@@ -51,9 +53,21 @@ class Coalition:
         self.members: list[ByzantineNode] = []
         self.heard: deque[bytes] = deque(maxlen=300)
         self.digests: deque[bytes] = deque([NULL_DIGEST], maxlen=40)
+        self.certificates: deque[PreparedCertificate] = deque(maxlen=60)
+        self.view_changes: dict[int, dict[int, ViewChange]] = {}  # view: sender: message
         self.splits: dict[tuple[int, int], Split] = {}
         self.view = 0
         self.height = 0
+
+    def learn(self, message: Message) -> None:
+        """Take what is of use out of an authentic message."""
+        match message:
+            case PrePrepare(view, height, digest):
+                self.digests.append(digest)
+                self.view, self.height = view, height
+            case ViewChange(view=view, prepared=prepared, sender=sender):
+                self.certificates.extend(prepared)
+                self.view_changes.setdefault(view, {})[sender] = message
 
 
 class ByzantineNode(SimNode):
@@ -82,10 +96,9 @@ class ByzantineNode(SimNode):
         """Take a message, and remember it for the coalition."""
         if self.up:
             self.coalition.heard.append(data)
-            message = self.world.letters.open(data).message
-            if isinstance(message, PrePrepare):
-                self.coalition.digests.append(message.digest)
-                self.coalition.view, self.coalition.height = message.view, message.height
+            letter = self.world.letters.open(data)
+            if letter.message is not None and self.world.letters.is_authentic(letter):
+                self.coalition.learn(letter.message)
         super().deliver(data)
 
     def transmit(self, to: int | None, message: Message) -> None:
@@ -176,10 +189,12 @@ class ByzantineNode(SimNode):
         """Withhold certificates, offer stale ones, or bend what a new view begins with."""
         rng = self.rng
         if isinstance(message, ViewChange):
-            prepared = tuple(p for p in message.prepared if rng.random() < 0.5)
             genesis = SealCertificate(0, self.world.genesis.header, ())
             stable = rng.choice([message.stable, genesis])
+            prepared = self._claims(message, stable.height)
             return self.signed(replace(message, prepared=prepared, stable=stable))
+        if rng.random() < 0.5:
+            return self._other_quorum(message)
         pre_prepares = list(message.pre_prepares)
         for position, old in enumerate(pre_prepares):
             if rng.random() < 0.5:
@@ -188,6 +203,41 @@ class ByzantineNode(SimNode):
         if rng.random() < 0.3:
             pre_prepares = pre_prepares[: rng.randint(0, len(pre_prepares))]
         return self.signed(replace(message, pre_prepares=tuple(pre_prepares)))
+
+    def _claims(self, message: ViewChange, low: int) -> tuple[PreparedCertificate, ...]:
+        """Return certificates that are true, withheld, outdated or made up."""
+        rng = self.rng
+        claims = {p.pre_prepare.height: p for p in message.prepared if rng.random() < 0.5}
+        for old in self.coalition.certificates:
+            if rng.random() < 0.2 and old.pre_prepare.view < message.view:
+                claims[old.pre_prepare.height] = old
+        if rng.random() < 0.3:
+            height = max(low, self.coalition.height) + rng.choice([-2, -1, 0, 1])
+            claims[height] = self._made_up(rng.randrange(message.view), height)
+        return tuple(claims[height] for height in sorted(claims) if height > low)
+
+    def _made_up(self, view: int, height: int) -> PreparedCertificate:
+        """Return a certificate that is right in everything but the others' signatures."""
+        n, digest = self.world.plan.n, self.rng.choice(self.coalition.digests)
+        primary = view % n
+        vote = self.signed(PrePrepare(view, height, digest, primary))
+        backups = [i for i in range(n) if i != primary][: self.world.quorum - 1]
+        votes = [self.signed(Prepare(view, height, digest, i)) for i in backups]
+        return PreparedCertificate(vote, tuple((v.sender, v.signature) for v in votes))
+
+    def _other_quorum(self, message: NewView) -> Message:
+        """Begin the view with another quorum's ViewChanges than the rest may be shown."""
+        known = {v.sender: v for v in message.view_changes}
+        known |= self.coalition.view_changes.get(message.view, {})
+        chosen = sorted(self.rng.sample(sorted(known), self.world.quorum))
+        view_changes = tuple(known[sender] for sender in chosen)
+        low = max(v.stable.height for v in view_changes)
+        pre_prepares = tuple(
+            PrePrepare(message.view, height, digest, self.index)
+            for height, digest in carried_over(view_changes)
+            if height > low
+        )
+        return self.signed(NewView(message.view, view_changes, pre_prepares, self.index))
 
     # Mutation
 
@@ -225,11 +275,11 @@ class ByzantineNode(SimNode):
                 items[position] = self._mutated(items[position])
         return tuple(items)
 
-    def signed(self, message: Message) -> Message:
+    def signed(self, message: Any) -> Any:
         """Sign with its own key, also the nested messages that carry its name."""
         if isinstance(message, NewView):
             nested = tuple(self.signed(p) for p in message.pre_prepares)
-            message = replace(message, pre_prepares=nested)  # type: ignore[arg-type]
+            message = replace(message, pre_prepares=nested)
         if not hasattr(message, "signature"):
             return message
         return replace(message, signature=self._sign(self._domain.signed_bytes(message)))
@@ -253,8 +303,10 @@ class ByzantineNode(SimNode):
 
     def _nonsense(self) -> Message:
         rng, me = self.rng, self.index
-        view = max(0, self.coalition.view + rng.choice([-1, 0, 0, 0, 1, 2, 7, 2**40]))
-        height = max(1, self.coalition.height + rng.choice([-3, -1, 0, 0, 1, 1, 2, 5, 40, 2**40]))
+        window = self.world.options.window
+        above = rng.choice([-3, -1, 0, 0, 1, 2, rng.randint(0, 2 * window), 2**40])
+        view = max(0, self.coalition.view + rng.choice([-1, 0, 0, 0, 1, rng.randint(0, 99), 2**40]))
+        height = max(1, self.coalition.height + above)
         digest = rng.choice([*self.coalition.digests, rng.randbytes(32)])
         genesis = SealCertificate(0, self.world.genesis.header, ())
         makers: list[Callable[[], Message]] = [

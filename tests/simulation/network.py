@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
+from zlib import crc32
 
 from tests.simulation.scheduler import Scheduler
 
@@ -16,6 +17,7 @@ class Weather:
     duplicate: float = 0.0
     straggle: float = 0.0  # the share of messages that take twenty times as long
     in_order: bool = False  # as over one TCP connection
+    stubborn: float = 0.0  # the share of (message, target) that never arrive, however often sent
 
 
 class Network:
@@ -43,6 +45,12 @@ class Network:
         for _ in range(copies):
             self.carried += 1
             self._scheduler.later(self._delay(source, target), deliver, *arguments)
+
+    def is_lost_for_good(self, target: int, data: bytes) -> bool:
+        """Tell whether this message never reaches the target: it splits a phase until the view
+        ends, where other losses are soon made good by sending again."""
+        share = self.weather.stubborn
+        return share > 0.0 and crc32(data, target) < share * 2**32
 
     def _delay(self, source: int, target: int) -> float:
         weather = self.weather

@@ -276,7 +276,8 @@ class SimNode:
         for node in world.nodes:
             if node.index == self.index or (to is not None and node.index != to):
                 continue
-            world.network.carry(self.place, node.place, node.deliver, data)
+            if not world.network.is_lost_for_good(node.place, data):
+                world.network.carry(self.place, node.place, node.deliver, data)
 
     # Payloads
 

@@ -109,6 +109,7 @@ def _weather(rng: Random) -> Weather:
         duplicate=rng.choice([0.0, 0.0, 0.05, 0.3]),
         straggle=rng.choice([0.0, 0.0, 0.02, 0.1]),
         in_order=rng.random() < 0.3,
+        stubborn=rng.choice([0.0, 0.0, 0.0, 0.1, 0.25, 0.4]),
     )
 
 

@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from random import Random
 
-from consensus.replica import Replica
-
 from consensus.effects import Effect
 from consensus.messages import SealCertificate
 from consensus.options import Options
+from consensus.replica import Replica
 from consensus.validators import Validator, ValidatorSchedule, ValidatorSet
 from tests.simulation.byzantine import ByzantineNode, Coalition
 from tests.simulation.checker import Checker, Violation
@@ -266,8 +265,9 @@ class World:
     @property
     def memory_limit(self) -> int:
         """The values that one replica may hold, from what its options allow."""
-        per_validator = self.options.buffered_per_sender_max + 4 * self.options.window
-        return 1000 + 40 * self.n * per_validator
+        votes = 10 * self.options.buffered_per_sender_max + 40 * self.options.window
+        certificates = 2 * self.options.window * (4 * self.quorum + 12)
+        return 1000 + self.n * (votes + certificates)
 
 
 def _start(node: SimNode) -> None:
