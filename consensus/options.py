@@ -15,6 +15,7 @@ class Options:
     view_timeout_max_ms: int = 60_000
     resend_ms: int = 500
     buffered_per_sender_max: int = 256  # messages of later views or heights, for each validator
+    view_changes_per_period_max: int = 8  # verified for each validator in one resend period
 
     def __post_init__(self) -> None:
         if not 1 <= self.window <= HEIGHTS_MAX:
@@ -23,5 +24,6 @@ class Options:
             raise ValueError(f"in_flight_max must be from 1 to window, not {self.in_flight_max}")
         if not 0 < self.view_timeout_ms <= self.view_timeout_max_ms:
             raise ValueError("view_timeout_ms must be above 0 and at most view_timeout_max_ms")
-        if self.resend_ms <= 0 or self.buffered_per_sender_max <= 0:
-            raise ValueError("resend_ms and buffered_per_sender_max must be above 0")
+        for name in ("resend_ms", "buffered_per_sender_max", "view_changes_per_period_max"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0")

@@ -111,6 +111,10 @@ def _is_relevant_above(state: State, message: PrePrepare | Prepare | Commit | Se
 
 
 def _is_relevant_view_change(state: State, message: ViewChange) -> bool:
+    # They are the dearest to verify, and a faulty validator can make a new one for every view.
+    heard = state.view_changes_heard.get(message.sender, 0)
+    if heard >= state.options.view_changes_per_period_max:
+        return False
     if message.stable.height > state.low:
         return True
     helped = message.sender in state.answered or message.stable.height == state.low

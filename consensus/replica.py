@@ -308,10 +308,6 @@ class Replica:
         if happened.name == retransmission.RESEND_TIMER:
             retransmission.on_resend_timer(state)
         elif happened.name == retransmission.VIEW_TIMER:
-            if not state.view_timer_runs:
-                return
-            state.view_timer_runs = False
-            state.touched = True
-            views.begin_view_change(state, state.view + 1)
+            retransmission.on_view_timer(state)
         else:
             raise InvariantViolation(f"no timer is called {happened.name}")

@@ -10,7 +10,7 @@ from consensus.effects import Broadcast, CancelTimer, NeedSync, SetTimer
 from consensus.messages import Message
 from consensus.slots import Slot
 from consensus.state import State
-from consensus.views import supporters
+from consensus.views import begin_view_change, supporters
 
 VIEW_TIMER = "view"
 RESEND_TIMER = "resend"
@@ -23,6 +23,7 @@ def on_resend_timer(state: State) -> None:
     state.touched = True
     state.answered.clear()
     state.answered_views.clear()
+    state.view_changes_heard.clear()
     target = state.sync_target
     check_behind(state)
     if state.syncing and state.sync_target == target:
@@ -56,6 +57,18 @@ def _is_view_change_wanted(state: State) -> bool:
     return state.work_pending or supporters(state) > 1 or state.has_open_heights()
 
 
+def on_view_timer(state: State) -> None:
+    """Ask for the next view, unless the delay is our own: then be patient once more."""
+    if not state.view_timer_runs:
+        return
+    state.view_timer_runs = False
+    state.touched = True
+    next_slot = state.slots.get(state.executed_height + 1)
+    if state.active and next_slot is not None and next_slot.decided is not None:
+        return  # decided, but we still fetch or execute it: not the primary's fault
+    begin_view_change(state, state.view + 1)
+
+
 def set_timers(state: State) -> None:
     """Emit what the timers need after a step (OSDI §4.4: no view timer while idle)."""
     wanted = _is_view_timer_wanted(state)
@@ -79,13 +92,16 @@ def _is_view_timer_wanted(state: State) -> bool:
     if state.index is None:
         return False
     if state.active:
-        return state.work_pending or state.has_open_heights()
+        # Nobody can help a replica that fetches what a quorum sealed by changing the view.
+        return not state.syncing and (state.work_pending or state.has_open_heights())
     # Not before a quorum asks: a lone replica must not run ahead from view to view.
     return supporters(state) >= state.validators.quorum
 
 
 def _is_resend_wanted(state: State) -> bool:
-    if state.answered or state.answered_views or state.syncing or state.ahead is not None:
+    if state.answered or state.answered_views or state.view_changes_heard:
+        return True  # these are counts for one period
+    if state.syncing or state.ahead is not None:
         return True
     if state.index is None:
         return False

@@ -87,6 +87,7 @@ class State:
         self.tick = 0  # resend periods so far
         self.answered: set[int] = set()  # senders sent our stable certificate in this period
         self.answered_views: set[int] = set()  # senders sent our NewView in this period
+        self.view_changes_heard: dict[int, int] = {}  # by sender, in this period
         self.seal_heard: dict[int, int] = {}  # by sender, the highest height of a Seal
 
     @property

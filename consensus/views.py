@@ -61,6 +61,8 @@ def on_view_change(state: State, message: ViewChange) -> None:
     """Keep each sender's ViewChange of the highest view; answer one that comes too late."""
     learn_certificate(state, message.stable)
     sender, height = message.sender, message.stable.height
+    state.view_changes_heard[sender] = state.view_changes_heard.get(sender, 0) + 1
+    state.touched = True  # the bound on them is lifted by the resend timer
     if height < state.low:
         key = state.schedule.at(height + 1).validators[sender].public_key
         answer(state, state.validators.index_of(key))
@@ -74,7 +76,6 @@ def on_view_change(state: State, message: ViewChange) -> None:
         _accuse(state, kept, message)
     elif kept is None or kept.view < message.view:
         state.view_changes[sender] = message
-        state.touched = True  # the timer of a view that a quorum asks for begins to run
     note_view(state, sender, message.view)
     _begin_new_view(state)
 

@@ -1,4 +1,4 @@
-"""What an institution makes before it can take part: keys, the public card, the genesis, the config.
+"""What an institution makes to take part: keys, its public card, the genesis, the config.
 
 folder/
   node.key.pem        votes, seals and pins TLS; encrypted
@@ -134,10 +134,11 @@ def create_identity(
     if not 1 <= len(display_name) <= DISPLAY_NAME_MAX or not display_name.isprintable():
         raise InvalidCard(f"a display name is 1 to {DISPLAY_NAME_MAX} printable characters")
     _make_private_folder(folder)
-    made = (NODE_KEY, GATEWAY_KEY, CARD) if passphrase else (NODE_KEY, GATEWAY_KEY, CARD, PASSPHRASE)
-    for name in made:
+    made = (NODE_KEY, GATEWAY_KEY, CARD)
+    for name in made if passphrase is not None else (*made, PASSPHRASE):
         if (folder / name).exists():
             raise keys.KeyFileError(f"{folder / name} exists and is never overwritten")
+    is_random = passphrase is None  # and so needs no stretching
     if passphrase is None:
         passphrase = secrets.token_urlsafe(32).encode()
         keys.save_secret(folder / PASSPHRASE, passphrase + b"\n")
@@ -212,6 +213,19 @@ def passphrase_of(config: KeyConfig) -> bytes:
     elif config.passphrase_environment is not None:
         source = keys.PassphraseEnvironment(config.passphrase_environment)
     return keys.read_passphrase(source)
+
+
+def public_key_of(path: Path) -> bytes | None:
+    """Return the public key that a key file names in clear, without opening it; None if none.
+
+    Raises `KeyFileError` as reading the file does.
+    """
+    head = keys.read_private_file(path).partition(b"\n")[0]
+    name, _, digits = head.partition(b": ")
+    try:
+        return bytes.fromhex(digits.decode("ascii")) if name == b"Public-Key" else None
+    except ValueError:
+        return None
 
 
 def load_member_key(folder: Path, passphrase: bytes) -> Ed25519PrivateKey:

@@ -121,7 +121,8 @@ class Service:
         The same transaction again is no error: the answer is that of the first.
         """
         try:
-            transaction = await self._admission.submit(raw)
+            async with asyncio.timeout(timeout_s):
+                transaction = await self._admission.submit(raw)
         except Refused as refused:
             if refused.code not in ("duplicate", "replayed"):
                 raise

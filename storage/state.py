@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from hashlib import sha256
 
-from consensus.errors import require
+from consensus.errors import InvariantViolation, require
 from storage import schema
 from storage.kv import KeyValueStore, Reader, WriteBatch
 from storage.state_node import (
@@ -101,8 +101,7 @@ class StateTree:
     def adopt(self) -> None:
         """Take over the last update, whose rows are durable now."""
         if self._pending is None:
-            require(False, "there is no update of the state to adopt")
-            return
+            raise InvariantViolation("there is no update of the state to adopt")
         self._keys, self._nodes, self._entry = self._pending
         for path, node in self._changed.items():
             cache = self._upper if len(path) <= UPPER_DEPTH else self._lower
@@ -136,6 +135,8 @@ class StateTree:
     def _merge(self, path: bytes, entry: bytes, items: list[_Item]) -> bytes:
         """Return the entry at `path` after `items` (ascending, not empty), given the one before."""
         if len(entry) == HASH_SIZE:
+            if len(items) == 1:
+                return self._merge_one(path, entry, items[0])
             node = self._load(path, entry).copy()
         else:
             items = _with_leaf(entry, items)
@@ -148,6 +149,30 @@ class StateTree:
         if not touched:
             return entry
         node.rehash(touched)
+        top = node.top()
+        self._changed[path] = node if len(top) == HASH_SIZE else None
+        return top
+
+    def _merge_one(self, path: bytes, entry: bytes, item: _Item) -> bytes:
+        """Do what `_merge` does for one item, as most are alone below the upper levels."""
+        node = self._load(path, entry)
+        key_hash, after = item
+        byte = key_hash[len(path) >> 1]
+        slot = byte & 15 if len(path) & 1 else byte >> 4
+        before = node.entry(slot)
+        if len(before) == HASH_SIZE:
+            after = self._merge_one(path + _DIGITS[slot], before, item)
+        elif not before:
+            self._added_keys += after != b""
+        elif before.startswith(key_hash):
+            self._added_keys -= after == b""
+        else:
+            after = self._merge(path + _DIGITS[slot], before, [item])
+        if after == before:
+            return entry
+        node = node.copy()
+        node.put(slot, after)
+        node.rehash((slot,))
         top = node.top()
         self._changed[path] = node if len(top) == HASH_SIZE else None
         return top
@@ -235,7 +260,7 @@ def _read_root(reader: Reader) -> tuple[int, int, bytes]:
     if row is None:
         return 0, 0, b""
     entry = row[_COUNTS.size :]
-    if len(entry) not in (0, HASH_SIZE, PAIR_SIZE):
+    if len(row) < _COUNTS.size or len(entry) not in (0, HASH_SIZE, PAIR_SIZE):
         raise schema.damaged("a root of the state tree")
     keys, nodes = _COUNTS.unpack_from(row)
     return keys, nodes, leaf(entry) if len(entry) == PAIR_SIZE else entry

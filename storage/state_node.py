@@ -55,6 +55,9 @@ _BELOW = tuple(  # for each position a mask of the slots in or below it
     for position in range(_FIRST_SLOT + SLOTS)
 )
 
+_LOW_SLOTS = tuple(tuple(s for s in range(8) if mask >> s & 1) for mask in range(256))
+_HIGH_SLOTS = tuple(tuple(s + 8 for s in slots) for slots in _LOW_SLOTS)
+
 
 def leaf(pair: bytes) -> bytes:
     """Return the entry of a pair: key hash and value hash, 64 bytes together."""
@@ -186,17 +189,16 @@ def decode_node(row: bytes, expected: bytes) -> Node:
     used = hash_mask | pair_mask
     offset = _MASKS.size
     dirty = 0
-    for slot in range(SLOTS):
-        if used >> slot & 1:
-            if hash_mask >> slot & 1:
-                hashed = row[offset : offset + HASH_SIZE]
-                offset += HASH_SIZE
-            else:
-                hashed = sha256(b"\x00" + row[offset : offset + PAIR_SIZE]).digest()
-                offset += PAIR_SIZE
-            place = HASH_SIZE * (_FIRST_SLOT + slot)
-            heap[place : place + HASH_SIZE] = hashed
-            dirty |= _ABOVE_MASK[slot]
+    for slot in _LOW_SLOTS[used & 255] + _HIGH_SLOTS[used >> 8]:
+        if hash_mask >> slot & 1:
+            hashed = row[offset : offset + HASH_SIZE]
+            offset += HASH_SIZE
+        else:
+            hashed = sha256(b"\x00" + row[offset : offset + PAIR_SIZE]).digest()
+            offset += PAIR_SIZE
+        place = HASH_SIZE * (_FIRST_SLOT + slot)
+        heap[place : place + HASH_SIZE] = hashed
+        dirty |= _ABOVE_MASK[slot]
     if offset != len(row) or hash_mask & pair_mask:
         raise damaged("a node of the state tree")
     node = Node(heap, bytearray(row[_MASKS.size :]), hash_mask, pair_mask)

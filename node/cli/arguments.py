@@ -24,7 +24,9 @@ WaitOption = Annotated[
 ]
 Timeout = Annotated[
     float | None,
-    typer.Option("--timeout", min=0.001, help="Seconds to wait; the node's own limit if not given."),
+    typer.Option(
+        "--timeout", min=0.001, help="Seconds to wait; the node's own limit if not given."
+    ),
 ]
 
 

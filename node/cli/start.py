@@ -1,32 +1,40 @@
 """`radledger start`: one node, until it is told to end."""
 
 import asyncio
-import cProfile
 import json
 import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 import uvloop
 
-from node.cli.failures import explained
+from node.cli.failures import UNABLE, USAGE, Failure, explained, meaning_of
+from node.cli.profiling import profiled
 from node.config import load_config
-from node.daemon import VERSION, Node, tune_interpreter
+from node.daemon import VERSION, Node, StartRefused, tune_interpreter
 
 log = logging.getLogger(__name__)
 
 
 def start(
-    config_file: Annotated[Path, typer.Argument(help="The node's TOML file.")] = Path("node.toml"),
+    config_file: Annotated[
+        Path, typer.Argument(envvar="RADLEDGER_CONFIG", help="The node's TOML file.")
+    ] = Path("node.toml"),
     announce: Annotated[
-        bool, typer.Option(help="Print one JSON line on standard output once the node listens.")
+        bool,
+        typer.Option(
+            "--announce",
+            "--json",
+            help="Print one line of JSON on standard output once the node listens.",
+        ),
+    ] = False,
+    with_parent: Annotated[
+        bool, typer.Option("--with-parent", hidden=True, help="End when standard input closes.")
     ] = False,
 ) -> None:
     """Run the node until SIGTERM or SIGINT. Logs go to standard error."""
@@ -38,16 +46,21 @@ def start(
             format="%(asctime)s %(levelname)s %(name)s %(message)s",
         )
         tune_interpreter()
-        node = Node(config)
-        with _profiled(os.environ.get("RADLEDGER_PROFILE")):
-            uvloop.run(_serve(node, announce=announce))
+        try:
+            node = Node(config)
+        except StartRefused as error:
+            raise Failure(USAGE, str(error)) from error
+        with profiled():
+            uvloop.run(_serve(node, announce=announce, with_parent=with_parent))
 
 
-async def _serve(node: Node, *, announce: bool) -> None:
+async def _serve(node: Node, *, announce: bool, with_parent: bool) -> None:
     loop = asyncio.get_running_loop()
     asked = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked.set)
+    if with_parent:
+        loop.add_reader(sys.stdin.fileno(), _watch_parent, asked)
     await node.start()
     if announce:
         line = {"event": "listening", "rpc": node.rpc_url, "pid": os.getpid(), "version": VERSION}
@@ -58,23 +71,25 @@ async def _serve(node: Node, *, announce: bool) -> None:
     await asyncio.wait({ended, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
     _notify("STOPPING=1")
-    await node.stop()
+    await _stop(node)
     log.info("node stopped height=%d", node.height)
 
 
-@contextmanager
-def _profiled(path: str | None) -> Iterator[None]:
-    """Write what the event loop's thread did to `path`, for `make bench`; None: do nothing."""
-    if not path:
-        yield
-        return
-    profile = cProfile.Profile()
-    profile.enable()
+async def _stop(node: Node) -> None:
+    """Stop the node; what ended it goes to the log, whole if it was a bug."""
     try:
-        yield
-    finally:
-        profile.disable()
-        profile.dump_stats(path)
+        await node.stop()
+    except Exception as error:
+        if meaning_of(error) is None:
+            log.exception("the node ended unexpectedly")
+            raise Failure(UNABLE, "the node ended unexpectedly; the log says where") from error
+        raise
+
+
+def _watch_parent(asked: asyncio.Event) -> None:
+    if not os.read(sys.stdin.fileno(), 1_024):
+        asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
+        asked.set()
 
 
 def _notify(state: str) -> None:

@@ -16,7 +16,6 @@ class Reason(IntEnum):
     REPLACED = 8  # a newer connection of the same peer took over
     PUNISHED = 9  # misbehaviour; refused for a while
     OWN_KEY = 10  # the other side uses this node's own key
-    FULL = 11  # no room for another connection
 
 
 class InvalidFrame(ValueError):

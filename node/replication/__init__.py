@@ -1,1 +1,1 @@
-"""Performs what the replica asks for: the meeting place of consensus, ledger, storage and network."""
+"""Performs what the replica asks for: where consensus, ledger, storage and network meet."""

@@ -7,6 +7,7 @@ worker threads when there are more than a few; late votes that can change nothin
 """
 
 import asyncio
+import hashlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -44,6 +45,7 @@ from consensus.inputs import (
 from consensus.messages import Message, PrePrepare, SealCertificate, decode, encode
 from consensus.replica import Replica
 from consensus.validators import ValidatorSchedule
+from consensus.wire import pack
 from node.ledger.block import encode_certificate
 from node.ledger.execution import ExecutedBlock
 from node.ledger.transaction import Transaction
@@ -70,6 +72,7 @@ STEPS_PER_TURN = 512  # inputs taken before the loop lets others run
 INTAKE_MAX = 8192  # unverified consensus messages waiting, over all peers
 INLINE_CHECKS_MAX = 4  # about half a millisecond
 PAYLOADS_MAX = 64  # answers waiting to be checked
+EVIDENCE_MAX = 1_000  # pairs stored per run: a liar must not fill the disk
 LAZY_FLUSH_S = 0.005
 
 
@@ -175,6 +178,7 @@ class Driver:
         self._flush: asyncio.TimerHandle | None = None
         self._flush_due = False
         self._written: dict[int, set[bytes]] = {}
+        self._evidence_kept = 0
 
     @property
     def view(self) -> int:
@@ -336,6 +340,7 @@ class Driver:
             case Stable(certificate):
                 self._became_stable(certificate)
             case Evidence(first, second):
+                self._keep_evidence(first, second)
                 self._listener.evidence(first, second)
             case NeedSync(height):
                 self._listener.need_sync(height)
@@ -373,6 +378,14 @@ class Driver:
         height = certificate.height
         self._chain_store.put_certificate(self._lazy, height, encode_certificate(certificate))
         self._sealed.append(certificate)
+
+    def _keep_evidence(self, first: Message, second: Message) -> None:
+        """Store two signed messages that together convict their sender."""
+        if self._evidence_kept < EVIDENCE_MAX:
+            self._evidence_kept += 1
+            pair = pack((encode(first), encode(second)))
+            name = f"evidence/{hashlib.sha256(pair).hexdigest()[:32]}"
+            self._chain_store.put_meta(self._lazy, name, pair)
 
     def _drop_superseded(self, height: int, executed: bytes) -> None:
         """Delete payload rows of this height that another view proposed in vain."""

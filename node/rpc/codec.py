@@ -53,6 +53,8 @@ def decoder(kind: Any) -> Callable[[Any], Any]:
         return _union(arguments)
     if origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
         return _array(decoder(arguments[0]))
+    if origin is tuple:
+        return _row([decoder(argument) for argument in arguments])
     if origin is frozenset:
         inner = _array(decoder(arguments[0]))
         return lambda value: frozenset(inner(value))
@@ -101,6 +103,15 @@ def _array(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return tuple([read(element) for element in value])
 
     return elements
+
+
+def _row(reads: list[Callable[[Any], Any]]) -> Callable[[Any], Any]:
+    def row(value: Any) -> tuple[Any, ...]:
+        if type(value) is not list or len(value) != len(reads):
+            raise NotAnAnswer(f"not an array of {len(reads)}")
+        return tuple([read(each) for read, each in zip(reads, value, strict=True)])
+
+    return row
 
 
 def _mapping(read: Callable[[Any], Any]) -> Callable[[Any], Any]:

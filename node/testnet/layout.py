@@ -1,9 +1,10 @@
 """The files of a whole consortium in one folder: a genesis, and keys and config for every node."""
 
+import random
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from node.ledger import genesis_file
 from node.provision import CONFIG, GENESIS, create_identity, make_genesis, node_config, write_node
 
 LOOPBACK = "127.0.0.1"
+PORTS = range(20_000, 32_000)
 NAMES = ("north", "south", "east", "west", "hill", "lake", "river", "coast", "forest", "valley")
 
 
@@ -98,10 +100,21 @@ def load_layout(folder: Path) -> Layout:
 
 
 def free_ports(count: int) -> Iterator[int]:
-    """Yield ports that were free on loopback a moment ago; all held until the last was found."""
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for listener in sockets:
-            listener.bind((LOOPBACK, 0))
-        yield from [listener.getsockname()[1] for listener in sockets]
+    """Yield ports that were free on loopback a moment ago; all held until the last was found.
 
+    They lie below the range from which systems take the near ends of outgoing connections: from
+    that, a port would be lost to any connection while its node is down.
+    """
+    with ExitStack() as held:
+        found: list[int] = []
+        for port in random.sample(PORTS, len(PORTS)):
+            candidate = held.enter_context(socket.socket())
+            candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with suppress(OSError):
+                candidate.bind((LOOPBACK, port))
+                found.append(port)
+            if len(found) == count:
+                break
+        else:
+            raise OSError(f"fewer than {count} ports are free on {LOOPBACK}")
+        yield from found

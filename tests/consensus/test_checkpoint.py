@@ -2,8 +2,27 @@
 
 import pytest
 
-from consensus.effects import Evidence, Execute, Forget, Halt, NeedSync, Persist, Send, Stable
-from consensus.inputs import Executed, MessageReceived, PayloadReady, Propose, Synced, TimerFired
+from consensus.effects import (
+    CancelTimer,
+    Evidence,
+    Execute,
+    Forget,
+    Halt,
+    NeedSync,
+    Persist,
+    Send,
+    SetTimer,
+    Stable,
+)
+from consensus.inputs import (
+    Executed,
+    MessageReceived,
+    PayloadReady,
+    Propose,
+    Synced,
+    TimerFired,
+    WorkPending,
+)
 from consensus.messages import (
     Commit,
     Prepare,
@@ -246,6 +265,14 @@ def test_a_syncing_replica_does_not_vote_for_what_it_fetches():
     effects += receive(cluster, replica, PrePrepare(0, 9, digest(9), 0))
     effects += replica.step(PayloadReady(9, digest(9)))
     assert [type(e.message) for e in effects if hasattr(e, "message")] == [Prepare]
+
+
+def test_a_syncing_replica_asks_for_no_other_view():
+    cluster, replica = alone(window=8)
+    replica.step(WorkPending(True))
+    effects = receive(cluster, replica, *seals(20, [0], D), *seals(20, [2], D))
+    assert CancelTimer("view") in effects
+    assert SetTimer("view", 2_000) in replica.step(Synced(certificate(cluster, 20)))
 
 
 def test_sync_moves_execution_and_stability_and_goes_on_from_there():

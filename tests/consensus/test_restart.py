@@ -280,6 +280,27 @@ def test_the_view_survives_with_what_it_carried_over():
     assert said(effects, NewView) == [new_view]
 
 
+def test_a_backup_comes_back_in_the_view_in_which_it_voted():
+    one = Restarter(index=2)
+    changes = tuple(
+        one.cluster.signed(ViewChange(1, GENESIS_CERTIFICATE, (), s)) for s in (0, 1, 3)
+    )
+    one.receive(NewView(1, changes, (), 1))
+    one.receive(PrePrepare(1, 1, A, 1))
+    assert said(one.step(PayloadReady(1, A)), Prepare)
+    one.restart()
+    assert one.replica.view == 1
+    effects = one.receive(PrePrepare(0, 1, B, 0), PrePrepare(0, 2, B, 0))
+    assert not [e for e in effects if isinstance(e, ObtainPayload | Broadcast)]
+
+
+def test_an_executed_batch_is_not_fetched_again():
+    one = Restarter()
+    one.restart(height=1, header=B)
+    effects = one.receive(*(Commit(0, 1, A, s) for s in (0, 2, 3)))
+    assert not [e for e in effects if isinstance(e, ObtainPayload | Execute)]
+
+
 def test_an_executed_height_is_sealed_again_and_not_executed_again():
     """Requirement 9."""
     one = Restarter()

@@ -1,11 +1,6 @@
 """Leaving views and entering them (requirements 8, 12 to 16, 19, 21 to 25, 37, 43)."""
 
-import itertools
-import random as randomness
-
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from consensus import view_change as derivation
 from consensus.effects import (
@@ -23,7 +18,6 @@ from consensus.inputs import (
     PayloadReady,
     PayloadRefused,
     PrimarySuspected,
-    Propose,
     TimerFired,
     WorkPending,
 )
@@ -33,146 +27,18 @@ from consensus.messages import (
     Commit,
     NewView,
     Prepare,
-    PreparedCertificate,
     PrePrepare,
-    SealCertificate,
     ViewChange,
-    encode,
 )
-from consensus.options import Options
-from consensus.validators import quorum_size
-from consensus.wal import VIEW_CHANGE_KEY
+from tests.consensus.certificates import A, B, change, prepared
 from tests.consensus.cluster import (
     GENESIS_CERTIFICATE,
     Cluster,
     digest,
     is_authentic,
     signed_by,
-    validator_set,
 )
-
-A, B = digest("a"), digest("b")
-
-
-def prepared(view, height, batch, validators=None):
-    validators = validators or validator_set(range(4))
-    primary = validators.primary(view)
-    backups = [i for i in range(validators.n) if i != primary][: validators.quorum - 1]
-    sign = lambda message: signed_by(validators, message)  # noqa: E731
-    prepares = ((s, sign(Prepare(view, height, batch, s)).signature) for s in backups)
-    return PreparedCertificate(sign(PrePrepare(view, height, batch, primary)), tuple(prepares))
-
-
-def stable_at(height, validators=None):
-    if height == 0:
-        return GENESIS_CERTIFICATE
-    return SealCertificate(height, digest(("header", height)), ())
-
-
-def change(sender, *certificates, view=9, stable=0):
-    return ViewChange(view, stable_at(stable), certificates, sender)
-
-
-# The derivation (pure)
-
-
-def test_nothing_prepared_carries_nothing_over():
-    assert derivation.carried_over([change(0), change(1), change(2)]) == []
-
-
-def test_the_certificate_of_the_highest_view_wins():
-    changes = [
-        change(0, prepared(1, 1, A)),
-        change(1, prepared(3, 1, B)),
-        change(2, prepared(2, 1, A)),
-    ]
-    for order in itertools.permutations(changes):
-        assert derivation.carried_over(order) == [(1, B)]
-
-
-def test_gaps_become_null_blocks():
-    """Requirement 14."""
-    changes = [change(0, prepared(0, 2, A)), change(1, prepared(0, 5, B)), change(2)]
-    assert derivation.carried_over(changes) == [
-        (1, NULL_DIGEST), (2, A), (3, NULL_DIGEST), (4, NULL_DIGEST), (5, B),
-    ]  # fmt: skip
-
-
-def test_the_stable_height_is_the_highest_of_all():
-    """Requirement 16."""
-    changes = [
-        change(0, prepared(0, 2, A), prepared(0, 4, A)),
-        change(1, stable=3),
-        change(2, prepared(0, 2, B), stable=1),
-    ]
-    for order in itertools.permutations(changes):
-        assert derivation.stable_certificate(order).height == 3
-        assert derivation.carried_over(order) == [(4, A)]
-
-
-@pytest.mark.parametrize("n", [4, 5, 6, 7, 8])
-def test_what_may_have_committed_is_carried_over_by_every_quorum(n):
-    """Requirement 12: whoever committed d had a quorum that prepared d; any quorum of ViewChanges,
-    in any order, with the f faulty ones claiming the worst they can prove, yields d."""
-    validators, f, quorum = validator_set(range(n)), (n - 1) // 3, quorum_size(n)
-    rng = randomness.Random(n)
-    window = range(1, 5)
-    # A faulty member may hide its certificate or show that of an earlier view.
-    earlier, decided = (
-        {h: prepared(0, h, A, validators) for h in window},
-        {h: prepared(1, h, B, validators) for h in window},
-    )
-    for committers in itertools.combinations(range(n), quorum):
-        faulty = set(committers[:f])
-        changes = {}
-        for sender in range(n):
-            knows = sender in committers and sender not in faulty
-            chosen = decided if knows else earlier
-            held = [chosen[h] for h in window if knows or rng.random() < 0.7]
-            changes[sender] = change(sender, *held)
-        for quorum_ in itertools.combinations(range(n), quorum):
-            order = [changes[s] for s in quorum_]
-            rng.shuffle(order)
-            assert derivation.carried_over(order) == [(h, B) for h in window]
-
-
-def test_with_2f_plus_1_at_8_a_committed_batch_could_be_lost():
-    """The same scenario with the familiar quorum: what requirement 1 protects from."""
-    f, too_small = 2, 5
-    committers, others = set(range(too_small)), {0, 1, 5, 6, 7}
-    correct = (committers & others) - set(range(f))
-    assert correct == set()
-
-
-@pytest.mark.parametrize(
-    ("views", "current", "f", "expected"),
-    [
-        ([], 0, 1, None),
-        ([2**60, 0, 0], 0, 1, None),
-        ([3, 5, 0], 0, 1, 3),
-        ([9, 10, 10], 6, 1, 10),
-        ([6, 10, 10], 9, 1, 10),
-        ([4, 4, 4], 4, 1, None),
-        ([7, 8, 9, 0, 0, 0], 0, 2, 7),
-        ([1], 0, 0, 1),
-    ],
-)
-def test_f_plus_1_validators_move_a_replica_to_the_view_that_all_of_them_reached(
-    views, current, f, expected
-):
-    """Requirement 22."""
-    assert derivation.view_to_join(views, current, f) == expected
-
-
-# The replicas
-
-
-def broadcasts(effects, kind):
-    return [e.message for e in effects if isinstance(e, Broadcast) and isinstance(e.message, kind)]
-
-
-def only(effects, kind):
-    return [e for e in effects if isinstance(e, kind)]
+from tests.consensus.views import broadcasts, lone, only, receive
 
 
 @pytest.mark.parametrize("n", [4, 5, 6, 7, 8, 10])
@@ -230,15 +96,6 @@ def test_a_view_change_at_any_moment_keeps_what_was_committed(letters):
         longest = max((m.blocks for m in cluster.members), key=len)
         for blocks in done.values():
             assert blocks == longest[: len(blocks)]
-
-
-def lone(index=1, n=4, **options):
-    cluster = Cluster(n, Options(**options))
-    return cluster, cluster[index].replica
-
-
-def receive(cluster, replica, message):
-    return replica.step(MessageReceived(signed_by(cluster.validators, message)))
 
 
 def test_the_timer_starts_a_view_change_that_is_durable_before_it_is_sent():
@@ -433,6 +290,19 @@ def test_a_message_of_a_higher_view_waits_for_that_view():
     assert broadcasts(effects, Commit)  # the buffered Prepare counted
 
 
+def test_a_proposal_of_the_view_that_is_asked_for_waits_until_it_begins():
+    """Requirement 8: what the new view carries over comes first."""
+    cluster, replica = lone(index=2)
+    replica.step(PrimarySuspected(0))
+    assert replica.view == 1
+    assert receive(cluster, replica, PrePrepare(1, 1, B, 1)) == []
+    changes = [change(s, prepared(0, 1, A), view=1) for s in (0, 1, 3)]
+    effects = replica.step(MessageReceived(new_view_of(cluster, 1, changes)))
+    # The primary contradicts its own NewView: nobody votes for that, and it is on record.
+    assert only(effects, ObtainPayload) == [ObtainPayload(1, A, False)]
+    assert only(effects, Evidence)
+
+
 def test_one_validator_far_above_moves_nobody():
     """Requirement 22."""
     cluster, replica = lone()
@@ -525,69 +395,6 @@ def test_a_lone_replica_without_a_quorum_does_not_run_from_view_to_view():
     assert {m.replica.view for m in cluster.members} == {1}
 
 
-def test_the_timeout_doubles_per_failed_view_up_to_the_cap_and_resets_at_a_decision():
-    """Requirement 21."""
-    cluster = Cluster(4, Options(view_timeout_ms=1_000, view_timeout_max_ms=5_000))
-    cluster.dropped = lambda letter: isinstance(letter.message, NewView)
-    cluster.work()
-    seen = [cluster[3].timers["view"]]
-    for _ in range(4):
-        cluster.fire("view", 3, 2)
-        cluster.run()
-        if "view" in cluster[3].timers:
-            seen.append(cluster[3].timers["view"])
-    assert seen == [1_000, 2_000, 4_000, 5_000, 5_000]
-    cluster.dropped = lambda letter: False
-    while not all(m.replica._state.active for m in cluster.members):
-        cluster.fire("view")
-        cluster.settle()
-    assert cluster[3].timers["view"] == 5_000
-    cluster.commit("decided")
-    assert cluster[3].timers["view"] == 1_000
-
-
-def spread(views):
-    """Return a cluster whose members come back asking for the given views (0: for none)."""
-    cluster = Cluster(4, Options(view_timeout_ms=1_000, view_timeout_max_ms=8_000))
-    for member, view in zip(cluster.members, views, strict=True):
-        if view:
-            message = cluster.signed(change(member.index, view=view))
-            member.wal = {VIEW_CHANGE_KEY: encode(message)}
-    cluster.letters.clear()
-    for member in cluster.members:
-        member.start()
-        assert member.replica.view == views[member.index]
-    return cluster
-
-
-@pytest.mark.parametrize("views", [(6, 9, 10, 10), (0, 1, 2, 3), (10, 10, 1, 1), (5, 0, 0, 0)])
-def test_any_spread_of_views_converges(views):
-    """Requirement 23: with retransmission and at most two timer periods."""
-    cluster = spread(views)
-    cluster.run()
-    cluster.work()
-    for _ in range(2):
-        cluster.settle(3)
-        if quorum_is_together(cluster) and any(m.replica.can_propose for m in cluster.members):
-            break
-        cluster.fire("view")
-    cluster.settle(3)
-    assert quorum_is_together(cluster)
-    cluster.commit("together")
-    assert cluster.heights() == [1] * 4
-
-
-def quorum_is_together(cluster):
-    states = [m.replica._state for m in cluster.members]
-    active = [s.view for s in states if s.active]
-    return max(map(active.count, active), default=0) >= cluster.validators.quorum
-
-
-def cluster_is_together(cluster):
-    states = [m.replica._state for m in cluster.members]
-    return len({s.view for s in states}) == 1 and all(s.active for s in states)
-
-
 def test_two_tales_about_one_view_change_are_evidence():
     cluster, replica = lone()
     receive(cluster, replica, change(3, view=4))
@@ -634,89 +441,3 @@ def test_a_lost_new_view_is_sent_again():
     assert cluster[2].replica._state.active
     cluster.commit("b")
     assert len(set(cluster.heights()[1:])) == 1
-
-
-def test_f_plus_1_dead_stall_without_a_fork_and_recover():
-    """Requirement 25."""
-    cluster = Cluster(4)
-    cluster.commit("a")
-    cluster.crash(0)
-    cluster.crash(1)
-    cluster.work()
-    for _ in range(4):
-        cluster.fire("view")
-        cluster.settle(2)
-    assert cluster.heights()[2:] == [1, 1]
-    cluster[0].start()
-    cluster[1].start()
-    cluster.work()
-    for _ in range(3):
-        cluster.fire("view")
-        cluster.settle(3)
-    cluster.commit("b")
-    assert digest("b") in [batch for batch, _ in cluster[2].blocks]
-    assert len(set(cluster.heights())) == 1
-    cluster.assert_agreement()
-
-
-@pytest.mark.parametrize("deaf", [True, False])
-def test_a_one_way_broken_node_does_not_stop_the_rest(deaf):
-    """Requirement 24."""
-    cluster = Cluster(4)
-    broken = 3
-    cluster.dropped = lambda letter: (letter.to if deaf else letter.sender) == broken
-    cluster.work()
-    for name in range(5):
-        cluster.commit(name)
-        cluster.fire("view", broken)
-        cluster.settle(2)
-    assert cluster.heights()[:3] == [5, 5, 5]
-    assert {m.replica.view for m in cluster.members[:3]} == {0}
-
-
-@given(st.integers(0, 2**32))
-@settings(max_examples=40, deadline=None)
-def test_agreement_and_progress_whatever_the_order_of_events(seed):
-    """Requirement 37: view changes, crashes, losses, sync, decisions in any order; then health."""
-    rng = randomness.Random(seed)
-    n = rng.choice([4, 5, 7])
-    cluster = Cluster(n, Options(window=6, in_flight_max=3))
-    cluster.work()
-    loss = rng.choice([0.0, 0.1, 0.3])
-    cluster.dropped = lambda letter: rng.random() < loss
-    for step in range(150):
-        act = rng.random()
-        member = rng.choice(cluster.members)
-        if act < 0.15 and member.up and member.replica.can_propose:
-            member.step(Propose(digest((seed, step))))
-        elif act < 0.19 and member.up:
-            cluster.fire("view", member.index)
-        elif act < 0.3 and member.up:
-            cluster.fire("resend", member.index)
-        elif act < 0.33 and member.up and sum(not m.up for m in cluster.members) < n // 2:
-            cluster.crash(member.index)
-        elif act < 0.38 and not member.up:
-            member.start()
-            member.step(WorkPending(True))
-        else:
-            cluster.answer_locally()
-            rng.shuffle(cluster.letters)
-            for _ in range(min(len(cluster.letters), rng.randrange(25))):
-                cluster.deliver(cluster.letters.popleft())
-        cluster.assert_agreement()
-    cluster.dropped = lambda letter: False
-    for member in cluster.members:
-        if not member.up:
-            member.start()
-            member.step(WorkPending(True))
-    for _ in range(8):
-        cluster.settle(3)
-        if cluster_is_together(cluster):
-            break
-        cluster.fire("view")
-    assert cluster_is_together(cluster)
-    cluster.commit("healthy")
-    cluster.settle(4)
-    assert len(set(cluster.heights())) == 1
-    cluster.assert_agreement()
-    assert not any(member.all_of(Evidence) for member in cluster.members)

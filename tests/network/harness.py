@@ -75,6 +75,7 @@ class Recorder:
         self.frames: list[tuple[bytes, Kind, bytes]] = []
         self.connected: dict[bytes, Peer] = {}
         self.on_frame: Callable[[bytes, Kind, bytes], None] | None = None
+        self.on_disconnected: Callable[[Peer], None] | None = None
         self._changed = asyncio.Event()
 
     def peer_connected(self, peer: Peer) -> None:
@@ -86,6 +87,8 @@ class Recorder:
         self.events.append(("disconnected", peer.name))
         del self.connected[peer.key]
         self._changed.set()
+        if self.on_disconnected is not None:
+            self.on_disconnected(peer)
 
     def frame(self, key: bytes, kind: Kind, payload: bytes) -> None:
         self.frames.append((key, kind, payload))
@@ -103,7 +106,7 @@ class Recorder:
 async def turns_until(condition: Callable[[], object]) -> None:
     """Let the loop turn until something that tells nobody has happened."""
     async with asyncio.timeout(PATIENCE_S):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await asyncio.sleep(0)
 
 

@@ -35,7 +35,7 @@ async def measure(per_turn: int) -> float:
             for _ in range(per_turn):
                 near.transport.send(far.key, Kind.CONSENSUS, BODY, Priority.CONSENSUS)
             await asyncio.sleep(0)
-            while near.line(far.identity).queued_bytes > 1024 * 1024:  # noqa: ASYNC110
+            while near.line(far.identity).queued_bytes > 1024 * 1024:
                 await asyncio.sleep(0)
         await turns_until(lambda: received == frames)
         return (time.process_time() - began_s) / frames * 1e6

@@ -1,6 +1,7 @@
 """Connections that persist, queues that are bounded, floods and partitions."""
 
 import asyncio
+import contextlib
 import socket
 
 import pytest
@@ -10,7 +11,7 @@ from node.network.errors import InvalidFrame, ListenFailed, Reason
 from node.network.frames import Kind
 from node.network.payloads import decode_goodbye
 from node.network.send_queue import Priority, QueueLimits
-from tests.network.harness import make_identities, turns_until
+from tests.network.harness import PATIENCE_S, make_identities, turns_until
 
 KIB, MIB = 1024, 1024 * 1024
 BODY = bytes(300)
@@ -140,9 +141,11 @@ async def test_the_dialler_returns_when_the_listener_does(network):
     at = listening.at
     dialling = await network.start(alpha, [beta.known(at)])
     await dialling.until_connected(beta)
+    reasons = []
+    dialling.recorder.on_disconnected = lambda _: reasons.append(dialling.line(beta).last_error)
     await listening.transport.close()
     await dialling.recorder.until(lambda: not dialling.recorder.connected)
-    assert dialling.line(beta).last_error == "the peer said: the node stops"
+    assert reasons == ["the peer said: the node stops"]
     assert not dialling.send(beta, BODY)
     await dialling.until_error(beta, "refused")  # ECONNREFUSED: nobody listens
 
@@ -182,13 +185,17 @@ async def test_a_peer_that_connected_the_other_way_round_is_dialled_when_it_leav
     await listening.transport.close()
     node = await network.start(alpha, [beta.known(at)], backoff_max_ms=5)
     await node.until_error(beta, "refused")
+    answers, hold_off_s = [], node.transport.hold_off_s
+
+    def spy(key):
+        answers.append(hold_off_s(key))
+        return answers[-1]
+
+    node.transport.hold_off_s = spy
     raw = await network.raw(beta, node)
     await raw.greet()
     await node.until_connected(beta)
-    asked = []
-    hold_off_s = node.transport.hold_off_s
-    node.transport.hold_off_s = lambda key: asked.append(key) or hold_off_s(key)
-    await turns_until(lambda: asked)  # whether to dial; not now
+    await turns_until(lambda: None in answers)  # the dialler waits to be woken
     await network.start(beta, [alpha.known()], at=at)
     raw.writer.transport.abort()
     await node.recorder.until(lambda: len(node.recorder.events) == 3)
@@ -291,11 +298,15 @@ async def test_a_failing_handler_stops_the_node(network):
 
 async def test_many_idle_sockets_do_not_keep_a_peer_out(network):
     alpha, beta = make_identities("alpha", "beta")
-    node = await network.start(beta, [alpha.known()], half_open_max=8)
+    node = await network.start(beta, [alpha.known()], half_open_max=8, handshake_timeout_ms=600_000)
     idle = [await asyncio.open_connection(*node.at) for _ in range(40)]
     other = await network.start(alpha, [beta.known(node.at)])
     await other.until_connected(beta)
     assert node.transport.listener_counters.half_open_cut >= 32
+    for reader, _ in idle[:32]:  # the oldest are gone
+        async with asyncio.timeout(PATIENCE_S):
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
     for _, writer in idle:
         writer.transport.abort()
 

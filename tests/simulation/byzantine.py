@@ -211,18 +211,24 @@ class ByzantineNode(SimNode):
         for old in self.coalition.certificates:
             if rng.random() < 0.2 and old.pre_prepare.view < message.view:
                 claims[old.pre_prepare.height] = old
-        if rng.random() < 0.3:
-            height = max(low, self.coalition.height) + rng.choice([-2, -1, 0, 1])
-            claims[height] = self._made_up(rng.randrange(message.view), height)
+        if rng.random() < 0.5:
+            first = message.stable.height + 1
+            for height in range(first, first + rng.randint(1, 3)):
+                view = rng.choice([message.view - 1, rng.randrange(message.view)])
+                claims[height] = self._made_up(view, height)
         return tuple(claims[height] for height in sorted(claims) if height > low)
 
     def _made_up(self, view: int, height: int) -> PreparedCertificate:
-        """Return a certificate that is right in everything but the others' signatures."""
+        """Return a certificate that lacks nothing but the others' signatures."""
         n, digest = self.world.plan.n, self.rng.choice(self.coalition.digests)
         primary = view % n
-        vote = self.signed(PrePrepare(view, height, digest, primary))
+        friends = {friend.index: friend for friend in self.coalition.members}
+        vote = friends.get(primary, self).signed(PrePrepare(view, height, digest, primary))
         backups = [i for i in range(n) if i != primary][: self.world.quorum - 1]
-        votes = [self.signed(Prepare(view, height, digest, i)) for i in backups]
+        if self.rng.random() < 0.3:  # all true, but too few, or too often the same
+            few = sorted(i for i in friends if i != primary) or [self.index]
+            backups = self.rng.choice([few, few * n])[: self.world.quorum - 1]
+        votes = [friends.get(i, self).signed(Prepare(view, height, digest, i)) for i in backups]
         return PreparedCertificate(vote, tuple((v.sender, v.signature) for v in votes))
 
     def _other_quorum(self, message: NewView) -> Message:
@@ -305,7 +311,7 @@ class ByzantineNode(SimNode):
         rng, me = self.rng, self.index
         window = self.world.options.window
         above = rng.choice([-3, -1, 0, 0, 1, 2, rng.randint(0, 2 * window), 2**40])
-        view = max(0, self.coalition.view + rng.choice([-1, 0, 0, 0, 1, rng.randint(0, 99), 2**40]))
+        view = max(0, self.coalition.view + rng.choice([-1, 0, 0, 1, rng.randint(0, 10**6), 2**40]))
         height = max(1, self.coalition.height + above)
         digest = rng.choice([*self.coalition.digests, rng.randbytes(32)])
         genesis = SealCertificate(0, self.world.genesis.header, ())

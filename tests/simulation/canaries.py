@@ -9,10 +9,20 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-from consensus import normal_case, replica, slots, validators, view_change, wal
+from consensus import (
+    authentication,
+    buffer,
+    normal_case,
+    replica,
+    slots,
+    validators,
+    view_change,
+    views,
+    wal,
+)
 from consensus.effects import SetTimer
-from consensus.messages import NULL_DIGEST, Commit
-from tests.simulation import catchup, checker
+from consensus.messages import NULL_DIGEST, Commit, NewView, ViewChange
+from tests.simulation import catchup, checker, letters
 from tests.simulation.disk import Transaction
 from tests.simulation.node import SimNode
 from tests.simulation.plan import Plan, draw
@@ -162,6 +172,73 @@ def _vote_counted_twice() -> Iterator[None]:
         yield
 
 
+def _lowest_view_wins() -> Any:
+    """Of two certificates for a height, the new view takes the older."""
+
+    def carried_over(view_changes: Any) -> list[tuple[int, bytes]]:
+        stable = view_change.stable_certificate(view_changes).height
+        votes = [c.pre_prepare for v in view_changes for c in v.prepared]
+        above = sorted((v for v in votes if v.height > stable), key=lambda v: -v.view)
+        digests = {vote.height: vote.digest for vote in above}
+        heights = range(stable + 1, max(digests, default=stable) + 1)
+        return [(height, digests.get(height, NULL_DIGEST)) for height in heights]
+
+    return patched(view_change, "carried_over", carried_over)
+
+
+def _new_view_unchecked() -> Any:
+    """Backups believe what the new primary derived."""
+    original = views.on_new_view
+
+    def on_new_view(state: Any, message: Any) -> None:
+        claimed = [(vote.height, vote.digest) for vote in message.pre_prepares]
+        with patched(view_change, "carried_over", lambda _: claimed):
+            original(state, message)
+
+    return patched(views, "on_new_view", on_new_view)
+
+
+def _certificates_unchecked() -> Any:
+    """The signatures of prepared certificates are not verified."""
+    all_signatures = authentication.signatures_of
+
+    def signatures_of(message: Any, schedule: Any, chain_id: bytes) -> Any:
+        found = all_signatures(message, schedule, chain_id)
+        if not isinstance(message, ViewChange | NewView):
+            return found
+        view_changes = message.view_changes if isinstance(message, NewView) else (message,)
+        prepared = {
+            signature
+            for v in view_changes
+            for c in v.prepared
+            for signature in (c.pre_prepare.signature, *(s for _, s in c.prepares))
+        }
+        return [check for check in found if check.signature not in prepared]
+
+    return patched(letters, "signatures_of", signatures_of)
+
+
+def _second_pre_prepare() -> Any:
+    """The last PrePrepare for a height counts, not the first."""
+
+    def on_pre_prepare(state: Any, vote: Any) -> None:
+        slot = state.slot(vote.height)
+        if slot.decided in (None, vote.digest):
+            slot.voted = False
+            normal_case.accept(state, vote, carried_over=False)
+
+    return patched(normal_case, "on_pre_prepare", on_pre_prepare)
+
+
+def _buffer_unbounded() -> Any:
+    original = buffer.Buffer.__init__
+    return patched(buffer.Buffer, "__init__", lambda self, limit: original(self, 10**9))
+
+
+def _flooded(plan: Plan) -> Plan:
+    return replace(plan, n=4, kind="mixed", tactics={0: ("flood",)}, wiped=(), faults_every_ms=1e6)
+
+
 def _timer_never_doubles(plan: Plan) -> Plan:
     return replace(plan, options={**plan.options, "view_timeout_max_ms": VIEW_TIMEOUT_MS})
 
@@ -177,6 +254,15 @@ CANARIES = {
     "no-doubling": Canary("the view timer never doubles", 80, nullcontext, _timer_never_doubles),
     "view-forgotten": Canary("a restarted node is in view 0", 40, _view_forgotten),
     "double-votes": Canary("a validator's votes all count", 60, _vote_counted_twice),
+    "lowest-view": Canary("the certificate of the lowest view wins", 150, _lowest_view_wins),
+    "new-view-unchecked": Canary("backups believe any new view", 60, _new_view_unchecked),
+    "certificates-unchecked": Canary(
+        "prepared certificates need no valid signatures", 200, _certificates_unchecked
+    ),
+    "second-pre-prepare": Canary(
+        "a second pre-prepare replaces the first", 60, _second_pre_prepare
+    ),
+    "unbounded-buffer": Canary("what is early is kept for ever", 20, _buffer_unbounded, _flooded),
     "seals-unchecked": Canary("synced blocks need no valid seals", 150, _seals_unchecked),
 }
 

@@ -66,7 +66,7 @@ class World:
                 "view_timeout_ms": VIEW_TIMEOUT_MS,
                 "view_timeout_max_ms": VIEW_TIMEOUT_MAX_MS,
                 "resend_ms": RESEND_MS,
-                "buffered_per_sender_max": 64,
+                "buffered_per_sender_max": 32,
                 **plan.options,
             }
         )

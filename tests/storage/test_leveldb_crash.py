@@ -31,13 +31,13 @@ def test_acknowledged_batches_survive_kill_minus_nine_again_and_again(tmp_path):
     folder = tmp_path / "ledger"
     acknowledged = 0
     chance = random.Random(3)
-    for _ in range(8):
+    for _ in range(6):
         writer = subprocess.Popen(
             [sys.executable, "-c", WRITER, str(folder), str(acknowledged)],
             stdout=subprocess.PIPE,
             text=True,
         )
-        for _ in range(chance.randrange(1, 300)):
+        for _ in range(chance.randrange(1, 200)):
             acknowledged = int(writer.stdout.readline())
         writer.kill()
         rest, _ = writer.communicate()

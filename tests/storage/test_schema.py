@@ -72,8 +72,7 @@ def test_strings_come_back_together_and_one_by_one(strings):
 def test_strings_of_other_bytes_are_corrupt(data):
     try:
         strings = schema.decode_strings(data, "a row")
-    except CorruptRecord as error:
-        assert "a row" in str(error)
+    except CorruptRecord:
         return
     assert schema.encode_strings(strings) == data
 
@@ -90,7 +89,7 @@ def test_truncated_and_longer_strings_are_corrupt(strings, data):
 
 
 def test_a_count_of_four_thousand_million_allocates_nothing():
-    with pytest.raises(CorruptRecord):
+    with pytest.raises(CorruptRecord, match="holds a row that cannot be read"):
         schema.decode_strings(b"\xff\xff\xff\xff" + bytes(100), "a row")
 
 

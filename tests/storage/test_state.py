@@ -19,7 +19,9 @@ from storage.state_proof import verify
 from tests.storage.tools import contents, write
 
 EMPTY = bytes(32)
-# A few keys whose hashes share long prefixes make deep and narrow trees; see test_deep_prefixes.
+ONE_KEY = "c7b213d16310f04657bed1671d39d3611f9fe6040a910194e1493b91ebcaad82"
+TWO_KEYS = "6f3df35775fc136205e1c62db1a1c4ab72b0a8d66399f3e6bd73ad4913f5345f"
+THREE_KEYS = "658cc494950ce9c90dd21521819bbdc8d4b0e248aea30dd9696cfd344537a46d"
 KEYS = st.integers(0, 60).map(b"%d".__mod__)
 CHANGES = st.dictionaries(KEYS, st.none() | st.sampled_from([b"", b"x", b"y"]), max_size=25)
 
@@ -106,7 +108,6 @@ def test_equal_sets_have_equal_rows_whatever_the_order_of_inserts_and_deletes(mo
     advance(at_once, StateTree(at_once), model)
     tree = StateTree(one_by_one)
     passing = data.draw(st.dictionaries(KEYS, st.just(b"passing"), max_size=10))
-    steps = [*passing.items(), *[(k, None) for k in passing if k not in model]]
     advance(one_by_one, tree, passing)
     steps = [*model.items(), *[(k, None) for k in passing if k not in model]]
     chance.shuffle(steps)
@@ -142,9 +143,9 @@ class PlainHash:
         self._data = data
 
     def digest(self):
-        return (
-            self._data.ljust(32, b"\x00") if len(self._data) < 32 else sha256(self._data).digest()
-        )
+        # Short data is a key of the test, long data what the tree itself hashes.
+        short = len(self._data) < 32
+        return self._data.ljust(32, b"\x00") if short else sha256(self._data).digest()
 
 
 def test_deep_prefixes_of_hashes_that_somebody_ground(monkeypatch):

@@ -155,8 +155,16 @@ def test_random_fields_are_no_proof(tree, fields):
 
 @pytest.mark.parametrize(
     "data",
-    [b"\x91" * 4000, b"\xdc\xff\xff", b"\xdd\xff\xff\xff\xff", b"\x94\xc0\xc0\xc0\xc0", b"\xc4\xff"]
-    + [pack((True, b"\x00", b"", b"")), pack((1, b"\x08", b"", b"")), pack((1, b"", b"", b""))],
+    [
+        b"\x91" * 4000,
+        b"\xdc\xff\xff",
+        b"\xdd\xff\xff\xff\xff",
+        b"\x94\xc0\xc0\xc0\xc0",
+        b"\xc4\xff",
+        pack((True, b"\x00", b"", b"")),
+        pack((1, b"\x08", b"", b"")),
+        pack((1, b"", b"", b"")),
+    ],
 )
 def test_hostile_encodings_are_invalid_proofs(tree, data):
     with pytest.raises(InvalidProof):

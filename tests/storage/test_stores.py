@@ -272,10 +272,10 @@ class PersistentAgainstDict(LevelDbAgainstDict):
 
 StoreAgainstDict.TestCase.settings = settings(max_examples=60, stateful_step_count=25)
 LevelDbAgainstDict.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=25, deadline=None
+    max_examples=25, stateful_step_count=20, deadline=None
 )
 PersistentAgainstDict.TestCase.settings = settings(
-    max_examples=15, stateful_step_count=15, deadline=None
+    max_examples=10, stateful_step_count=12, deadline=None
 )
 TestMemoryAgainstDict = StoreAgainstDict.TestCase
 TestLevelDbAgainstDict = LevelDbAgainstDict.TestCase
