@@ -7,7 +7,6 @@ halts for safety leaves the RPC up, so that an operator can ask why.
 import asyncio
 import gc
 import logging
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -49,6 +48,7 @@ from node.replication.router import Router
 from node.rpc.metrics import Metrics
 from node.rpc.server import RpcServer
 from node.service import About, Service
+from node.worker import Worker
 from storage.chain import ChainStore
 from storage.kv import KeyValueStore, WriteBatch
 from storage.leveldb import open_leveldb
@@ -120,12 +120,12 @@ class Node:
         self._chain_store = chain_store
         self._chain = Chain(self._store, chain_store, executor, genesis.limits)
         self._readers = ThreadPoolExecutor(2, thread_name_prefix="read")
-        self._verifiers = ThreadPoolExecutor(os.cpu_count() or 2, thread_name_prefix="verify")
+        self._judge = Worker("verify")
         self._verifier = SignatureVerifier(2)
         self._mempool = Mempool(_mempool_bounds(config))
         self._admission = Admission(
             self._mempool,
-            self._verifiers,
+            self._judge,
             self._speaks_against,
             decode=partial(decode_transaction, limits=genesis.limits, chain_id=chain_id),
             now_ms=wall_ms,
@@ -248,8 +248,8 @@ class Node:
 
     def _close(self) -> None:
         self._verifier.close()
-        for pool in (self._readers, self._verifiers):
-            pool.shutdown(wait=True, cancel_futures=True)
+        self._judge.close()
+        self._readers.shutdown(wait=True, cancel_futures=True)
         self._store.close()
 
     async def _run(self) -> None:

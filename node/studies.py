@@ -8,6 +8,7 @@ counts in the end is the root on the chain, by whichever transaction it came the
 import asyncio
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -66,6 +67,7 @@ class Registration:
     submitted: Submitted | None = None  # None when nothing was submitted, or it was refused
     refusal: str = ""  # a sentence
     is_pending: bool = False  # on its way, and not known to be final; register again to find out
+    waited_ms: float = 0.0  # from sending it until the answer
 
     @property
     def is_done(self) -> bool:
@@ -179,8 +181,10 @@ class _Session:
         if manifest is None or prepared.action in (Action.NOTHING, Action.REFUSED):
             return Registration(prepared, refusal=prepared.refusal)
         transaction_id, raw = await self._signed(prepared, manifest)
+        sent = time.monotonic()
         try:
             submitted = await self.client.submit(raw, wait=self.wait)
+            waited_ms = (time.monotonic() - sent) * 1_000
         except TimeoutError:
             refusal = "not final in time; register again to find out"
             return Registration(prepared, refusal=refusal, is_pending=True)
@@ -193,12 +197,12 @@ class _Session:
             await asyncio.to_thread(self.vault.mark_refused, manifest)
             return Registration(prepared, refusal=str(refused))
         if submitted.height is None:
-            return Registration(prepared, submitted)
+            return Registration(prepared, submitted, waited_ms=waited_ms)
         if submitted.code != OK:
             return await self._rejected(prepared, manifest, submitted)
         mark = partial(self.vault.mark_final, manifest, transaction_id, submitted.height)
         await asyncio.to_thread(mark)
-        return Registration(prepared, submitted)
+        return Registration(prepared, submitted, waited_ms=waited_ms)
 
     async def _signed(self, prepared: PreparedStudy, manifest: Manifest) -> tuple[bytes, bytes]:
         """Return id and bytes of the transaction to send, which the vault knows by then."""

@@ -135,8 +135,6 @@ class StateTree:
     def _merge(self, path: bytes, entry: bytes, items: list[_Item]) -> bytes:
         """Return the entry at `path` after `items` (ascending, not empty), given the one before."""
         if len(entry) == HASH_SIZE:
-            if len(items) == 1:
-                return self._merge_one(path, entry, items[0])
             node = self._load(path, entry).copy()
         else:
             items = _with_leaf(entry, items)
@@ -149,30 +147,6 @@ class StateTree:
         if not touched:
             return entry
         node.rehash(touched)
-        top = node.top()
-        self._changed[path] = node if len(top) == HASH_SIZE else None
-        return top
-
-    def _merge_one(self, path: bytes, entry: bytes, item: _Item) -> bytes:
-        """Do what `_merge` does for one item, as most are alone below the upper levels."""
-        node = self._load(path, entry)
-        key_hash, after = item
-        byte = key_hash[len(path) >> 1]
-        slot = byte & 15 if len(path) & 1 else byte >> 4
-        before = node.entry(slot)
-        if len(before) == HASH_SIZE:
-            after = self._merge_one(path + _DIGITS[slot], before, item)
-        elif not before:
-            self._added_keys += after != b""
-        elif before.startswith(key_hash):
-            self._added_keys -= after == b""
-        else:
-            after = self._merge(path + _DIGITS[slot], before, [item])
-        if after == before:
-            return entry
-        node = node.copy()
-        node.put(slot, after)
-        node.rehash((slot,))
         top = node.top()
         self._changed[path] = node if len(top) == HASH_SIZE else None
         return top

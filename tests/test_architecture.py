@@ -25,7 +25,7 @@ RANKS = [
     {"node.cli"},
 ]
 # The wire encoding and `require` serve every room.
-LEAVES = {"consensus.wire", "consensus.errors"}
+LEAVES = {"consensus.wire", "consensus.errors", "node.worker"}
 PURE = {
     "asyncio", "socket", "ssl", "threading", "time", "random", "secrets", "os", "io", "pathlib",
     "logging", "subprocess", "concurrent", "multiprocessing", "datetime", "tempfile", "uuid",

@@ -57,8 +57,11 @@ def init(
             data_dir=data_dir,
             passphrase_file=_passphrase_file(folder, passphrase_file),
         )
-        _copy_genesis(consortium, genesis, folder / GENESIS)
+        target = folder / GENESIS
+        _check_target(target, consortium, genesis)
         config = provision.write_node(folder, config)
+        if not target.exists():
+            genesis_file.save(consortium, target)
         unreached = sorted(_others(card, consortium) - {peer.institution for peer in peers})
         answer = {
             "config": folder / CONFIG,
@@ -137,10 +140,7 @@ def _passphrase_file(folder: Path, given: Path | None) -> Path | None:
     return Path(PASSPHRASE) if (folder / PASSPHRASE).exists() else None
 
 
-def _copy_genesis(consortium: Genesis, source: Path, target: Path) -> None:
-    """Put the genesis beside the config; the file of another chain is never replaced."""
-    if target.exists():
-        if genesis_file.load(target).chain_id != consortium.chain_id:
-            raise Failure(USAGE, f"{target} is that of another chain than {source}: move it away")
-        return
-    target.write_bytes(source.read_bytes())
+def _check_target(target: Path, consortium: Genesis, source: Path) -> None:
+    """The genesis of another chain is never replaced."""
+    if target.exists() and genesis_file.load(target).chain_id != consortium.chain_id:
+        raise Failure(USAGE, f"{target} is that of another chain than {source}: move it away")

@@ -12,7 +12,6 @@ peer that floods delays itself. Bodies that a proposal needs go before everythin
 import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
@@ -22,6 +21,7 @@ from node.ledger.errors import Refused
 from node.ledger.mempool import Mempool
 from node.ledger.transaction import Transaction, transaction_digest
 from node.ledger.verifier import is_valid
+from node.worker import Worker
 
 Verdict: TypeAlias = Transaction | Refused
 # Told None when all is well.
@@ -63,7 +63,7 @@ class Admission:
     def __init__(
         self,
         mempool: Mempool,
-        pool: Executor,
+        worker: Worker,
         check: Callable[[Transaction], Refused | None],
         *,
         decode: Callable[[bytes], Transaction],
@@ -71,11 +71,11 @@ class Admission:
         on_accepted: Callable[[Sequence[Transaction]], None],
         bounds: AdmissionBounds = AdmissionBounds(),
     ) -> None:
-        """`decode` checks form, limits and chain, and raises `Refused`. `check` runs in `pool`, one
+        """`decode` checks form, limits and chain; raises `Refused`. `check` runs in `worker`, one
         call at a time, and says what speaks against a transaction in the present state.
         `on_accepted` hears once per batch, on the event loop, what has entered the mempool."""
         self._mempool = mempool
-        self._pool = pool
+        self._worker = worker
         self._check = check
         self._decode = decode
         self._now_ms = now_ms
@@ -163,12 +163,11 @@ class Admission:
 
     async def run(self) -> None:
         """Serve until cancelled. An exception of `check` ends it, and with it the node."""
-        loop = asyncio.get_running_loop()
         try:
             while True:
                 batch = self._next_batch()
                 if batch:
-                    refusals = await loop.run_in_executor(self._pool, self._judge, batch)
+                    refusals = await self._worker.call(self._judge, batch)
                     self._settle(batch, refusals)
                 else:
                     self._woken.clear()

@@ -11,6 +11,7 @@ import logging
 import socket
 import ssl
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from node.network.connection import Connection
@@ -61,6 +62,7 @@ class Listener:
         self._options = options
         self._sockets: list[socket.socket] = []
         self._half_open: dict[asyncio.Task[None], None] = {}  # oldest first
+        self._unclaimed: set[socket.socket] = set()  # accepted; no task has begun with it
         self._warned_at_s = -_WARNING_INTERVAL_S
         self.counters = ListenerCounters()
 
@@ -94,46 +96,54 @@ class Listener:
 
     async def run(self) -> None:
         """Accept until cancelled."""
-        try:
-            async with asyncio.TaskGroup() as tasks:
+        async with asyncio.TaskGroup() as tasks:
+            try:
                 for listening in self._sockets:
-                    tasks.create_task(self._accept(listening, tasks))
-        finally:
-            self.close()
+                    self._watch(listening, tasks)
+                await asyncio.get_running_loop().create_future()
+            finally:
+                self.close()
 
     def close(self) -> None:
         """Stop listening."""
         for listening in self._sockets:
+            asyncio.get_running_loop().remove_reader(listening)
             listening.close()
         self._sockets.clear()
 
-    async def _accept(self, listening: socket.socket, tasks: asyncio.TaskGroup) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                accepted, address = await loop.sock_accept(listening)
-            except OSError as error:
-                if error.errno in _NO_ROOM:
-                    self._warn("cannot accept connections reason=%s", error.strerror)
-                    await asyncio.sleep(_EXHAUSTED_PAUSE_S)
-                continue
-            accepted.setblocking(False)
-            self.counters.accepted += 1
-            if not self._accepting.has_room():
-                self.counters.refused_full += 1
-                accepted.close()
-                continue
-            if len(self._half_open) >= self._options.half_open_max:
-                next(iter(self._half_open)).cancel()
-                self.counters.half_open_cut += 1
-            task = tasks.create_task(self._greet(accepted, address_text(*address[:2])))
-            self._half_open[task] = None
-            task.add_done_callback(self._half_open.pop)
-            # Lets the task start: it owns the socket from its first step on. Lets others run, too.
-            await asyncio.sleep(0)
+    def _watch(self, listening: socket.socket, tasks: asyncio.TaskGroup) -> None:
+        if listening in self._sockets:
+            loop = asyncio.get_running_loop()
+            loop.add_reader(listening, self._accept, listening, tasks)
+
+    def _accept(self, listening: socket.socket, tasks: asyncio.TaskGroup) -> None:
+        """Take one connection; the loop comes back for the next, after others had their turn."""
+        try:
+            accepted, address = listening.accept()
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                self._warn("cannot accept connections reason=%s", error.strerror)
+                loop = asyncio.get_running_loop()
+                loop.remove_reader(listening)
+                loop.call_later(_EXHAUSTED_PAUSE_S, self._watch, listening, tasks)
+            return
+        accepted.setblocking(False)
+        self.counters.accepted += 1
+        if not self._accepting.has_room():
+            self.counters.refused_full += 1
+            accepted.close()
+            return
+        if len(self._half_open) >= self._options.half_open_max:
+            next(iter(self._half_open)).cancel()
+            self.counters.half_open_cut += 1
+        task = tasks.create_task(self._greet(accepted, address_text(*address[:2])))
+        self._half_open[task] = None
+        self._unclaimed.add(accepted)
+        task.add_done_callback(partial(self._greeted, accepted))
 
     async def _greet(self, accepted: socket.socket, address: str) -> None:
         """TLS, then HELLO; the task ends when the connection is open or gone."""
+        self._unclaimed.discard(accepted)
         options = self._options
         connection = self._accepting.connection(address, None)
         try:
@@ -152,6 +162,12 @@ class Listener:
         finally:
             if not connection.greeted:
                 connection.abort("no handshake in time, or it made way for newer connections")
+
+    def _greeted(self, accepted: socket.socket, task: asyncio.Task[None]) -> None:
+        del self._half_open[task]
+        if accepted in self._unclaimed:  # cancelled before its first step
+            self._unclaimed.discard(accepted)
+            accepted.close()
 
     def _warn(self, text: str, *values: object) -> None:
         """Log at most once per interval: whoever can reach the port decides how often we come

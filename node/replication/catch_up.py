@@ -4,19 +4,25 @@ Sealed blocks come from several peers at once (`node.network.sync` decides whom 
 Here they are verified: every block descends from our head, and the newest of a run carries a
 quorum's seals of the set of its height. Then they are executed, and what we compute must be what
 was sealed. Signatures of transactions are not checked again: a quorum did, before it voted.
+
+Blocks without seals wait as *unproven* for a later one that has them. A chain never goes on for
+longer than its window without seals, so what waits too long, or does not fit together, holds a lie
+of one of the peers that sent it. When it cannot be said whose, nobody is punished, and all of it is
+fetched anew from others.
 """
 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
 from consensus.authentication import seal_checks
 from consensus.errors import InvalidMessage
-from consensus.inputs import Synced
+from consensus.inputs import MessageReceived, Synced
 from consensus.messages import SealCertificate
 from consensus.validators import ValidatorSchedule
 from node.ledger.block import Batch, Block, Header, check_block, decode_certificate
@@ -42,16 +48,38 @@ from node.network.peers import Peer
 from node.network.send_queue import Priority
 from node.network.serving import BlockServer, Serve, read_blocks
 from node.network.sync import Action, Ask, Blame, BlockSync, Deliver, SyncOptions
-from node.replication.chain import NULL_PAYLOAD, Chain, Payload
+from node.replication.chain import NULL_PAYLOAD, Chain, Diverged, Payload
 from node.replication.clocks import monotonic_ms
 from node.replication.driver import Driver
 from storage.chain import ChainStore
+from storage.errors import CorruptRecord
 
 log = logging.getLogger(__name__)
 
 TICK_S = 0.1
 STATUS_TICKS = 5
-OPTIONS = SyncOptions(deliver_ahead=64)  # more than the window: a run without seals must fit in
+# Of an honest peer at most a window of 32 heights in a row is without seals; two such may meet.
+OPTIONS = SyncOptions(deliver_ahead=64)
+UNPROVEN_MAX_MS = 10_000  # how long blocks may wait for seals before they are fetched anew
+PUSHES_MAX = 64  # sealed heights that wait to be handed to observers; the oldest make way
+CERTAIN_POINTS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A block that descends from our head, and how it came."""
+
+    delivery: Deliver
+    block: Block
+
+
+@dataclass(frozen=True, slots=True)
+class _Misfit:
+    """What ended a run: a block that is wrong in itself, or that does not descend from the last."""
+
+    delivery: Deliver
+    reason: str
+    is_unlinked: bool
 
 
 class Links(Protocol):
@@ -88,8 +116,12 @@ class CatchUp:
         readers: ThreadPoolExecutor,
         stable_height: int,
         follows: bool,
+        on_sealed: Callable[[SealCertificate], None] | None = None,
+        now_ms: Callable[[], int] = monotonic_ms,
     ) -> None:
-        """`follows`: an observer, which wants every block that its peers have."""
+        """`follows`: an observer, which wants every block that its peers have. `on_sealed` hears of
+        every height that became stable here because its seals came with it. `now_ms` is monotonic.
+        """
         self._chain = chain
         self._chain_store = chain_store
         self._schedule = schedule
@@ -100,14 +132,19 @@ class CatchUp:
         self._links = links
         self._readers = readers
         self.stable_height = stable_height
-        self._sync = BlockSync(chain.height, monotonic_ms(), follows, OPTIONS)
+        self._on_sealed = on_sealed
+        self._now_ms = now_ms
+        self._sync = BlockSync(chain.height, now_ms(), follows, OPTIONS)
         self._server = BlockServer()
         self._roles: dict[bytes, Role] = {}
         self._heights: dict[bytes, int] = {}
         self._deliveries: deque[Deliver] = deque()
-        self._uncertified: list[tuple[Deliver, Block]] = []
+        self._unproven: list[_Row] = []
+        self._unproven_since_ms = 0
         self._woken = asyncio.Event()
-        self._serving: set[asyncio.Task[None]] = set()
+        self._pushes: deque[int] = deque(maxlen=PUSHES_MAX)
+        self._push_woken = asyncio.Event()
+        self._tasks: asyncio.TaskGroup | None = None  # while it runs
 
     @property
     def is_behind(self) -> bool:
@@ -134,9 +171,9 @@ class CatchUp:
     def stable(self, height: int) -> None:
         """Take note that a height is sealed, and hand the block to observers."""
         self.stable_height = max(self.stable_height, height)
-        observers = [key for key, role in self._roles.items() if role is Role.OBSERVER]
-        if observers:
-            self._spawn(self._push(height, observers))
+        if Role.OBSERVER in self._roles.values():
+            self._pushes.append(height)
+            self._push_woken.set()
 
     # Peers and their frames.
 
@@ -171,29 +208,40 @@ class CatchUp:
 
     def fetch_frame(self, peer: bytes, payload: bytes) -> None:
         """Take a FETCH_BLOCKS frame. Raises `InvalidFrame`."""
-        self._server.asked(peer, decode_fetch_blocks(payload), monotonic_ms())
+        self._server.asked(peer, decode_fetch_blocks(payload), self._now_ms())
         self._serve()
 
     async def run(self) -> None:
-        """Work until cancelled. Raises `Diverged` when this node must stop."""
+        """Work until cancelled.
+
+        Raises `Diverged` when this node must stop, `CorruptRecord` when a block that a peer asked
+        for cannot be read.
+        """
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._tick(), name="sync-tick")
+                self._tasks = tasks
+                tasks.create_task(self._tick_for_ever(), name="sync-tick")
                 tasks.create_task(self._adopt(), name="sync-adopt")
+                tasks.create_task(self._push(), name="sync-push")
         finally:
-            for task in list(self._serving):
-                task.cancel()
+            self._tasks = None
 
-    async def _tick(self) -> None:
+    async def _tick_for_ever(self) -> None:
         ticks = 0
         while True:
             await asyncio.sleep(TICK_S)
             ticks += 1
-            self._perform(self._sync.tick(monotonic_ms()))
-            self._serve()
+            self.tick()
             if ticks % STATUS_TICKS == 0:
                 status = encode_status(Status(self.stable_height, self._driver.view))
                 self._links.broadcast(list(self._roles), Kind.STATUS, status, Priority.CONSENSUS)
+
+    def tick(self) -> None:
+        """Let time pass; called a few times a second while this runs."""
+        self._perform(self._sync.tick(self._now_ms()))
+        self._serve()
+        if self._is_overdue():
+            self._woken.set()
 
     def _perform(self, actions: Sequence[Action]) -> None:
         for action in actions:
@@ -217,57 +265,95 @@ class CatchUp:
             self._woken.clear()
             while self._deliveries:
                 await self._adopt_waiting()
+            if self._is_overdue():
+                self._doubt(self._unproven)
 
     async def _adopt_waiting(self) -> None:
         """Take what was delivered up to the newest block with seals; keep the rest for later."""
         taken = list(self._deliveries)
         self._deliveries.clear()
         # After a refusal the same heights are delivered again; the newest delivery counts.
-        lowest = taken[0].height
-        waiting = [row for row in self._uncertified if row[0].height < lowest]
-        if waiting and waiting[-1][0].height <= self._chain.height:
-            waiting = []  # consensus was faster
+        run = [row for row in self._unproven if row.delivery.height < taken[0].height]
+        if run and run[-1].delivery.height <= self._chain.height:
+            run = []  # consensus was faster
+        parent = run[-1].block.header if run else self._chain.head
         loop = asyncio.get_running_loop()
-        parent = waiting[-1][1].header if waiting else self._chain.head
-        decoded, refused = await loop.run_in_executor(
-            self._readers, self._decode_run, taken, parent
-        )
-        run = waiting + decoded
-        self._uncertified = []
-        certified = [index for index, (_, block) in enumerate(run) if block.certificate]
-        if certified:
-            newest = certified[-1]
-            delivery, block = run[newest]
-            if block.certificate is not None and await self._is_sealed(block.certificate):
-                await self._execute(run[: newest + 1])
-                self._uncertified = run[newest + 1 :]
-            else:
-                refused = delivery
-        else:
-            self._uncertified = run
-        if refused is not None:
-            self._uncertified = []
-            self._deliveries.clear()
-            self._links.punish(refused.peer, 20, "a block that is not valid")
-            self._perform(self._sync.refused(refused.peer, refused.height))
+        decode = partial(self._decode_run, taken, parent)
+        decoded, misfit = await loop.run_in_executor(self._readers, decode)
+        run += decoded
+        proved, bad = await self._count_proved(run)
+        await self._execute(run[:proved])
+        self._unproven = run[proved:] if bad is None else run[proved:bad]
+        self._unproven_since_ms = self._now_ms()
+        if bad is not None:
+            self._blame(run[bad].delivery, "its seals are not those of a quorum")
+        elif misfit is not None and misfit.is_unlinked and self._unproven:
+            log.warning("blocks do not fit together height=%d", misfit.delivery.height)
+            self._doubt(self._unproven, misfit.delivery)
+        elif misfit is not None:
+            self._blame(misfit.delivery, misfit.reason)
+
+    async def _count_proved(self, run: Sequence[_Row]) -> tuple[int, int | None]:
+        """Return how many blocks the newest genuine seals prove, and the index of the lowest block
+        above them whose seals are not genuine."""
+        bad = None
+        for index in range(len(run) - 1, -1, -1):
+            certificate = run[index].block.certificate
+            if certificate is not None:
+                if await self._is_sealed(certificate):
+                    return index + 1, bad
+                bad = index
+        return 0, bad
 
     def _decode_run(
-        self, deliveries: list[Deliver], parent: Header
-    ) -> tuple[list[tuple[Deliver, Block]], Deliver | None]:
+        self, deliveries: Sequence[Deliver], parent: Header
+    ) -> tuple[list[_Row], _Misfit | None]:
         """Return the blocks that follow one another from `parent`, and the first that does not."""
-        run: list[tuple[Deliver, Block]] = []
+        run: list[_Row] = []
         for delivery in deliveries:
             if delivery.height <= parent.height and not run:
                 continue  # consensus was faster
+            is_unlinked = False
             try:
                 block = Block.decode(delivery.block, self._limits)
+                header = block.header
+                is_ours = (header.chain_id, header.height) == (self._chain_id, delivery.height)
+                is_unlinked = is_ours and header.parent != parent.digest
                 check_block(block, parent, self._limits)
             except InvalidBlock as error:
-                log.warning("block refused height=%d reason=%s", delivery.height, error)
-                return run, delivery
-            run.append((delivery, block))
+                return run, _Misfit(delivery, str(error), is_unlinked)
+            run.append(_Row(delivery, block))
             parent = block.header
         return run, None
+
+    def _blame(self, delivery: Deliver, reason: str) -> None:
+        """Punish who sent a block that is wrong whatever the others are; fetch it elsewhere."""
+        log.warning("block refused height=%d reason=%s", delivery.height, reason)
+        self._deliveries.clear()
+        self._unproven = [r for r in self._unproven if r.delivery.height < delivery.height]
+        self._links.punish(delivery.peer, CERTAIN_POINTS, f"a block that is not valid: {reason}")
+        self._perform(self._sync.refused(delivery.peer, delivery.height))
+
+    def _doubt(self, rows: Sequence[_Row], *others: Deliver) -> None:
+        """Fetch anew what cannot all be true, from other peers than before."""
+        lowest: dict[bytes, int] = {}
+        for delivery in (*[row.delivery for row in rows], *others):
+            lowest.setdefault(delivery.peer, delivery.height)
+        if len(lowest) == 1 and len(rows) >= OPTIONS.deliver_ahead:
+            reason = "blocks without seals, beyond any window"
+            self._links.punish(rows[0].delivery.peer, CERTAIN_POINTS, reason)
+        self._deliveries.clear()
+        self._unproven = []
+        for peer, height in lowest.items():
+            self._perform(self._sync.refused(peer, height))
+
+    def _is_overdue(self) -> bool:
+        """Whether unproven blocks wait for longer, or are more, than an honest chain explains."""
+        if not self._unproven or self._deliveries:
+            return False
+        waited_ms = self._now_ms() - self._unproven_since_ms
+        above = self._unproven[-1].delivery.height - self._chain.height
+        return waited_ms > UNPROVEN_MAX_MS or above >= OPTIONS.deliver_ahead
 
     async def _is_sealed(self, certificate: SealCertificate) -> bool:
         validators = self._schedule.at(certificate.height)
@@ -278,8 +364,9 @@ class CatchUp:
         triples = [(c.public_key, c.signed, c.signature) for c in checks]
         return all(await self._verifier.verify(triples))
 
-    async def _execute(self, run: list[tuple[Deliver, Block]]) -> None:
-        for _, block in run:
+    async def _execute(self, run: Sequence[_Row]) -> None:
+        for row in run:
+            block = row.block
             payload = await asyncio.get_running_loop().run_in_executor(
                 self._readers, self._payload, block
             )
@@ -287,8 +374,17 @@ class CatchUp:
             if executed is not None:
                 self._driver.after_execution(executed, payload.digest)
             if block.certificate is not None:
-                self.stable_height = max(self.stable_height, block.header.height)
-                self._driver.feed(Synced(block.certificate))
+                self._learn_seals(block.certificate, is_adopted=executed is not None)
+
+    def _learn_seals(self, certificate: SealCertificate, *, is_adopted: bool) -> None:
+        if not is_adopted:
+            # Consensus executed the height, and the certificate is not stored yet: it is news.
+            self._driver.feed(MessageReceived(certificate))
+            return
+        self.stable_height = max(self.stable_height, certificate.height)
+        self._driver.feed(Synced(certificate))
+        if self._on_sealed is not None:
+            self._on_sealed(certificate)
 
     def _payload(self, block: Block) -> Payload:
         if block.batch is None:
@@ -296,14 +392,19 @@ class CatchUp:
         try:
             bodies = tuple(decode_transaction(body, self._limits) for body in block.bodies)
         except Refused as error:
-            raise InvalidBlock(f"block: a sealed transaction cannot be read: {error}") from error
+            raise Diverged(
+                f"a quorum sealed a transaction at height {block.header.height} that this node "
+                f"cannot read ({error}): compare its version with the others'"
+            ) from error
         return Payload(block.batch.digest, block.batch, bodies)
 
     # Serving.
 
     def _serve(self) -> None:
-        while (serve := self._server.next(monotonic_ms())) is not None:
-            self._spawn(self._answer(serve))
+        if self._tasks is None:
+            return
+        while (serve := self._server.next(self._now_ms())) is not None:
+            self._tasks.create_task(self._answer(serve), name="sync-answer")
 
     async def _answer(self, serve: Serve) -> None:
         size = 0
@@ -315,16 +416,23 @@ class CatchUp:
             self._links.send(serve.peer, Kind.BLOCKS, encoded, Priority.PAYLOAD)
         finally:
             self._server.served(serve.peer, size)
+        self._serve()
 
-    async def _push(self, height: int, observers: list[bytes]) -> None:
+    async def _push(self) -> None:
         loop = asyncio.get_running_loop()
-        block = await loop.run_in_executor(self._readers, self._stored_block, height)
-        if block is not None:
-            frame = encode_sealed(height, block)
-            self._links.broadcast(observers, Kind.SEALED, frame, Priority.PAYLOAD)
+        while True:
+            await self._push_woken.wait()
+            self._push_woken.clear()
+            while self._pushes:
+                height = self._pushes.popleft()
+                block = await loop.run_in_executor(self._readers, self._stored_block, height)
+                observers = [key for key, role in self._roles.items() if role is Role.OBSERVER]
+                if block is not None:
+                    frame = encode_sealed(height, block)
+                    self._links.broadcast(observers, Kind.SEALED, frame, Priority.PAYLOAD)
 
     def _stored_block(self, height: int) -> bytes | None:
-        """Return a sealed block, encoded; None above the stable height."""
+        """Return a sealed block, encoded; None above the stable height. Raises `CorruptRecord`."""
         if height > self.stable_height:
             return None
         header = self._chain_store.header(height)
@@ -332,16 +440,13 @@ class CatchUp:
         if header is None or digest is None:
             return None
         stored = self._chain_store.payload(height, digest)
+        if stored is None and digest != NULL_PAYLOAD.digest:
+            raise CorruptRecord(f"the transactions of height {height} are missing on the disk")
         certificate = self._chain_store.certificate(height)
-        batch = None if stored is None else Batch.decode(stored[0], self._limits)
-        return Block(
-            Header.decode(header),
-            batch,
-            () if stored is None else tuple(stored[1]),
-            None if certificate is None else decode_certificate(certificate),
-        ).encode()
-
-    def _spawn(self, work: Coroutine[object, object, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._serving.add(task)
-        task.add_done_callback(self._serving.discard)
+        try:
+            batch = None if stored is None else Batch.decode(stored[0], self._limits)
+            seals = None if certificate is None else decode_certificate(certificate)
+            bodies = () if stored is None else tuple(stored[1])
+            return Block(Header.decode(header), batch, bodies, seals).encode()
+        except InvalidBlock as error:
+            raise CorruptRecord(f"the block of height {height} cannot be read: {error}") from error

@@ -1,11 +1,11 @@
 """The executed chain: one worker thread executes and writes, strictly in height order.
 
 Execution and the synced write of a block run together off the event loop. Consensus and block sync
-both end here, so a height is executed once, whoever asks first.
+both end here; whether a height is still to be executed is decided inside the one thread, so it is
+executed once, whoever asks first, and even when the asker stops waiting.
 """
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from consensus.messages import NULL_DIGEST
@@ -13,6 +13,7 @@ from node.ledger.block import Batch, Block, Header, encode_certificate
 from node.ledger.execution import ExecutedBlock, Executor
 from node.ledger.limits import Limits
 from node.ledger.transaction import Transaction, decode_transaction
+from node.worker import Worker
 from storage.chain import ChainStore
 from storage.kv import KeyValueStore, WriteBatch
 
@@ -50,8 +51,7 @@ class Chain:
         self._chain = chain
         self._executor = executor
         self._limits = limits
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="chain")
-        self._lock = asyncio.Lock()
+        self._thread = Worker("chain")
 
     @property
     def head(self) -> Header:
@@ -84,49 +84,48 @@ class Chain:
 
         Returns None when block sync got there first.
         """
-        async with self._lock:
-            if height <= self.height:
-                return None
-            return await self._run(height, payload, WriteBatch())
+        return await self._run(height, payload, WriteBatch())
 
     async def adopt_sealed(self, block: Block, payload: Payload) -> ExecutedBlock | None:
         """Execute a sealed block that came from a peer, with its payload and certificate rows.
 
         Returns None when consensus got there first. Raises `Diverged`, and writes nothing, when
-        execution here gives another header than the one that a quorum sealed.
+        execution here gives, or gave, another header than the one that a quorum sealed.
         """
-        async with self._lock:
-            header = block.header
-            if header.height <= self.height:
-                return None
-            out = WriteBatch()
-            put_payload(self._chain, out, header.height, payload)
-            if block.certificate is not None:
-                encoded = encode_certificate(block.certificate)
-                self._chain.put_certificate(out, header.height, encoded)
-            return await self._run(header.height, payload, out, header)
+        header, out = block.header, WriteBatch()
+        put_payload(self._chain, out, header.height, payload)
+        if block.certificate is not None:
+            encoded = encode_certificate(block.certificate)
+            self._chain.put_certificate(out, header.height, encoded)
+        return await self._run(header.height, payload, out, header)
 
     async def close(self) -> None:
         """Wait for the block under way and let the thread end."""
-        async with self._lock:
-            self._thread.shutdown(wait=True)
+        await asyncio.to_thread(self._thread.close)
 
     async def _run(
         self, height: int, payload: Payload, out: WriteBatch, sealed: Header | None = None
-    ) -> ExecutedBlock:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._execute, height, payload, out, sealed)
+    ) -> ExecutedBlock | None:
+        return await self._thread.call(self._execute, height, payload, out, sealed)
 
     def _execute(
         self, height: int, payload: Payload, out: WriteBatch, sealed: Header | None
-    ) -> ExecutedBlock:
+    ) -> ExecutedBlock | None:
+        if height <= self.height:
+            if sealed is not None and self.stored_header(height) not in (None, sealed):
+                raise _diverged(height)
+            return None
         executed = self._executor.execute(height, payload.batch, payload.transactions, out)
         if sealed is not None and executed.header != sealed:
             self._executor.discard()
-            raise Diverged(
-                f"this node computes another block at height {height} than the one that a quorum "
-                "sealed: its disk or its software is damaged; restore it or sync it anew"
-            )
+            raise _diverged(height)
         self._store.write(out, sync=True)
         self._executor.adopt(executed)
         return executed
+
+
+def _diverged(height: int) -> Diverged:
+    return Diverged(
+        f"this node computes another block at height {height} than the one that a quorum sealed: "
+        "its disk or its software is damaged; restore it or sync it anew"
+    )

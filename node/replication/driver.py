@@ -11,8 +11,8 @@ import hashlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from consensus.authentication import signatures_of
@@ -63,6 +63,7 @@ from node.replication.codec import (
 )
 from node.replication.payloads import PayloadDesk, Pool, Rules, VerifyBodies
 from node.replication.proposer import Proposer
+from node.worker import Worker
 from storage.chain import ChainStore
 from storage.kv import KeyValueStore, WriteBatch
 
@@ -162,7 +163,7 @@ class Driver:
         self._links = links
         self._listener = listener
         self._desk = PayloadDesk(pool, verify_bodies, self._ask, self._answered, now_ms, rules)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="wal")
+        self._thread = Worker("wal")
         self._inputs: deque[Input | _Fired] = deque()
         self._woken = asyncio.Event()
         self._intake: deque[tuple[bytes, Message]] = deque()
@@ -360,8 +361,7 @@ class Driver:
         if self._flush is not None:
             self._flush.cancel()
         self._flush, self._flush_due = None, False
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._thread, lambda: self._store.write(rows, sync=sync))
+        await self._thread.call(partial(self._store.write, rows, sync=sync))
         for certificate in sealed:
             self._listener.stable(certificate)
 
@@ -542,4 +542,4 @@ class Driver:
         if self._flush is not None:
             self._flush.cancel()
         self._desk.close()
-        self._thread.shutdown(wait=True)
+        self._thread.close()

@@ -4,9 +4,14 @@ A pre-prepare travels with its batch (a time and a list of transaction digests);
 from the mempool, where gossip has usually brought them already. What is missing is asked of the
 proposer first, then of every other validator in turn, until the replica needs it no more.
 Nothing is voted for before every body is here and its signature verified (PBFT requirement 17).
+
+A digest names its batch, and the batch names its bodies, signatures included. So a wrong answer is
+the answering peer's fault and costs it points, while a right answer with a body that no node could
+accept is the proposer's fault and refuses the batch.
 """
 
 import asyncio
+import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,10 +23,13 @@ from node.ledger.limits import Limits
 from node.ledger.transaction import Transaction, transaction_digest
 from node.replication.chain import NULL_PAYLOAD, Payload
 
+log = logging.getLogger(__name__)
+
 GRACE_S = 0.004  # gossip that is on its way usually arrives within this
 RETRY_S = 0.25
 KNOWN_MAX = 256  # batches kept in memory; the window bounds what is needed
-
+BATCH_OVERHEAD = 64  # bytes of an encoded batch beside its digests
+DIGEST_BYTES = 34  # of one digest in an encoded batch
 
 VerifyBodies = Callable[[Sequence[bytes]], Awaitable[list[Transaction | Refused]]]
 
@@ -76,7 +84,7 @@ class PayloadDesk:
         self._rules = rules
         self._wanted: dict[bytes, _Wanted] = {}
         self._waiting: dict[bytes, set[bytes]] = {}  # transaction digest -> batch digests
-        self._offered: OrderedDict[bytes, tuple[Batch, bytes]] = OrderedDict()
+        self._offered: OrderedDict[bytes, tuple[Batch, bytes | None]] = OrderedDict()
         self._ready: OrderedDict[bytes, Payload] = OrderedDict({NULL_PAYLOAD.digest: NULL_PAYLOAD})
 
     def payload(self, digest: bytes) -> Payload | None:
@@ -95,10 +103,13 @@ class PayloadDesk:
         """Remember a complete payload: our own proposal, or one read back after a restart."""
         self._ready[payload.digest] = payload
 
-    def offer(self, digest: bytes, encoded: bytes, source: bytes) -> bool:
+    def offer(self, digest: bytes, encoded: bytes, source: bytes | None) -> bool:
         """Remember the batch that came with a proposal; False when it is not what it claims."""
         if digest in self._ready or digest in self._offered:
             return True
+        transactions_max = self._rules.limits.batch_transactions_max
+        if len(encoded) > BATCH_OVERHEAD + DIGEST_BYTES * transactions_max:
+            return False
         try:
             batch = Batch.decode(encoded, self._rules.limits)
         except InvalidBlock:
@@ -119,9 +130,14 @@ class PayloadDesk:
         return digest in self._wanted
 
     def obtain(self, height: int, digest: bytes, *, fresh: bool) -> None:
-        """Start to get the payload; answers at once when everything is here."""
-        if digest in self._ready:
-            self._answer(height, self._ready[digest], digest)
+        """Start to get the payload; answers at once when everything is here.
+
+        With `fresh` its time must be near the clock's, also when it is known from before.
+        """
+        ready = self._ready.get(digest)
+        if ready is not None:
+            stale = fresh and ready.batch is not None and not self._is_timely(ready.batch)
+            self._answer(height, None if stale else ready, digest)
             return
         wanted = self._wanted.get(digest)
         if wanted is not None:
@@ -148,31 +164,37 @@ class PayloadDesk:
                     self._finish_if_complete(digest, wanted)
 
     async def received(self, digest: bytes, encoded: bytes, bodies: Sequence[bytes]) -> bool:
-        """Take a peer's answer; False when any part of it is not what was asked for."""
+        """Take a peer's answer; False when any part of it is not what was asked for.
+
+        What came by another way in the meantime is no fault. Only bodies that are still missing
+        are verified, so that an answer never costs more than the batch that it is about.
+        """
         wanted = self._wanted.get(digest)
         if wanted is None:
             return True
-        if (
-            encoded
-            and wanted.batch is None
-            and not self.offer(digest, encoded, wanted.source or b"")
-        ):
+        if encoded and wanted.batch is None and not self.offer(digest, encoded, wanted.source):
             return False
-        results = await self._verify(bodies)
-        arrived = []
-        for body, result in zip(bodies, results, strict=True):
-            name = transaction_digest(body)
-            if name not in wanted.missing:
-                continue
-            if isinstance(result, Transaction):
-                arrived.append(result)
-            elif result.permanent:
-                # The batch itself names a body that no node could accept.
-                self._drop(digest, wanted)
-                self._answer_all(wanted, None, digest)
-                return True
-        self.arrived(arrived)
-        return bool(arrived) or not bodies
+        if wanted.batch is None:
+            return not bodies
+        named = set(wanted.batch.transactions)
+        by_name = {transaction_digest(body): body for body in bodies}
+        if len(by_name) != len(bodies) or not named.issuperset(by_name):
+            return False
+        missing = [body for name, body in by_name.items() if name in wanted.missing]
+        if self._wanted.get(digest) is wanted and missing:
+            self._take_verified(digest, wanted, await self._verify(missing))
+        return True
+
+    def _take_verified(
+        self, digest: bytes, wanted: _Wanted, results: Sequence[Transaction | Refused]
+    ) -> None:
+        if self._wanted.get(digest) is not wanted:
+            return  # complete, refused or forgotten while the signatures were checked
+        refused = [r for r in results if isinstance(r, Refused) and r.permanent]
+        if refused:
+            self._refuse(digest, wanted, f"it names a transaction that is {refused[0].code}")
+        else:
+            self.arrived([r for r in results if isinstance(r, Transaction)])
 
     def forget(self, height: int) -> None:
         """Drop everything wanted at or below an executed height."""
@@ -195,8 +217,8 @@ class PayloadDesk:
     def _begin(self, digest: bytes, wanted: _Wanted, batch: Batch) -> None:
         wanted.batch = batch
         if wanted.fresh and not self._is_timely(batch):
-            self._drop(digest, wanted)
-            self._answer_all(wanted, None, digest)
+            ahead_ms = batch.time_ms - self._now_ms()
+            self._refuse(digest, wanted, f"its time is {ahead_ms} ms from this node's clock")
             return
         for name in batch.transactions:
             transaction = self._pool.get(name)
@@ -213,18 +235,22 @@ class PayloadDesk:
         if batch is None or wanted.missing:
             return False
         payload = Payload(digest, batch, tuple(wanted.bodies[name] for name in batch.transactions))
-        self._drop(digest, wanted)
         size = sum(len(transaction.raw) for transaction in payload.transactions)
         if size > self._rules.limits.batch_bytes_max:
-            self._answer_all(wanted, None, digest)
-        else:
-            self.keep(payload)
-            self._answer_all(wanted, payload, digest)
-        return True
-
-    def _answer_all(self, wanted: _Wanted, payload: Payload | None, digest: bytes) -> None:
+            self._refuse(digest, wanted, f"its bodies have {size} bytes")
+            return True
+        self._drop(digest, wanted)
+        self.keep(payload)
         for height in sorted(wanted.heights):
             self._answer(height, payload, digest)
+        return True
+
+    def _refuse(self, digest: bytes, wanted: _Wanted, reason: str) -> None:
+        heights = sorted(wanted.heights)
+        log.warning("batch refused height=%d digest=%s reason=%s", heights[0], digest.hex(), reason)
+        self._drop(digest, wanted)
+        for height in heights:
+            self._answer(height, None, digest)
 
     def _is_timely(self, batch: Batch) -> bool:
         return abs(batch.time_ms - self._now_ms()) <= self._rules.clock_skew_max_ms

@@ -5,7 +5,7 @@ until it is worth its share of the votes' cost or has waited long enough, so tha
 larger blocks carry the same transactions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from node.ledger.block import Batch
@@ -33,9 +33,17 @@ class Proposer:
         self._limits = limits
         self._now_ms = now_ms
         self._policy = policy
+        self._reserved: set[int] = set()  # heights; above the executed one
 
-    def next(self, height: int, *, in_flight: int, parent_time_ms: int) -> Payload | None:
-        """Return a payload for `height` and reserve its transactions, or None while waiting."""
+    def next(
+        self, height: int, *, in_flight: int, parent_time_ms: int | None = None
+    ) -> Payload | None:
+        """Return a payload for `height` and reserve its transactions, or None while waiting.
+
+        Its time is the clock's, even when the parent's is later: the block's time is corrected by
+        the rule of `block_time`, while a batch that followed a parent of a wrong clock would be
+        refused by every backup until the clocks have caught up with it.
+        """
         waiting = self._mempool.unreserved_count
         if waiting == 0:
             return None
@@ -49,15 +57,27 @@ class Proposer:
         )
         if not transactions:
             return None
-        batch = Batch(max(now_ms, parent_time_ms + 1), tuple(t.digest for t in transactions))
-        self._mempool.reserve(height, batch.transactions)
+        batch = Batch(now_ms, tuple([t.digest for t in transactions]))
+        self.reserve(height, batch.transactions)
         return Payload(batch.digest, batch, tuple(transactions))
 
     def reserve(self, height: int, digests: tuple[bytes, ...]) -> None:
         """Keep transactions of somebody else's proposal out of our own batches."""
+        self._reserved.add(height)
         self._mempool.reserve(height, digests)
+
+    def view_entered(self, kept: Collection[int]) -> None:
+        """Let go of every height but those in `kept`, whose proposals the new view carries over.
+
+        What else the view before proposed is not decided and never will be as it was: if it stayed
+        reserved, nobody would propose those transactions again.
+        """
+        for height in self._reserved.difference(kept):
+            self._mempool.release(height)
+        self._reserved.intersection_update(kept)
 
     def executed(self, height: int, block: ExecutedBlock) -> None:
         """Forget what is final now; what this height held in vain may be proposed again."""
         self._mempool.remove([transaction.digest for transaction in block.transactions])
         self._mempool.release(height)
+        self._reserved.discard(height)

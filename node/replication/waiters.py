@@ -22,11 +22,12 @@ class Outcome:
 class Waiters:
     """Futures by transaction id. Bounded: a node that is asked for more refuses the submission."""
 
-    def __init__(self) -> None:
+    def __init__(self, stable_height: int = 0) -> None:
+        """`stable_height` is what was sealed before this start: nobody need wait for it again."""
         self._final: dict[bytes, list[asyncio.Future[Outcome]]] = {}
         self._sealed: dict[int, asyncio.Future[None]] = {}
         self._count = 0
-        self._stable_height = 0
+        self._stable_height = stable_height
 
     def final(self, transaction_id: bytes) -> asyncio.Future[Outcome]:
         """Return a future for the receipt of a transaction that is not executed yet."""

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -15,6 +14,7 @@ from node.ledger.errors import Refused
 from node.ledger.limits import Limits
 from node.ledger.mempool import Mempool, MempoolBounds
 from node.ledger.transaction import Operation, decode_transaction, sign_transaction
+from node.worker import Worker
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 CHAIN = bytes(range(32))
@@ -37,6 +37,11 @@ def forged(label=0):
     return transaction(label, sign=lambda _: bytes(64))
 
 
+def unexpected(refused):
+    """Nothing offered here is refused, unless the admission closes first."""
+    assert refused.sentence == "the node is stopping", refused
+
+
 class Desk:
     """An Admission whose worker can be held, and which writes down what the worker did."""
 
@@ -46,7 +51,7 @@ class Desk:
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
-        self.pool = ThreadPoolExecutor(1)
+        self.pool = Worker("verify")
         self.admission = Admission(
             self.mempool,
             self.pool,
@@ -103,7 +108,7 @@ async def close(desk):
     desk.gate.set()
     desk.task.cancel()
     await asyncio.wait([desk.task])
-    desk.pool.shutdown()
+    desk.pool.close()
 
 
 async def refusal(awaitable):
@@ -165,7 +170,7 @@ async def test_what_arrives_meanwhile_shares_the_next_batch(make):
 
 async def test_a_batch_is_bounded(make):
     desk = await make(bounds=AdmissionBounds(batch_max=4))
-    desk.admission.offer([transaction(i).raw for i in range(10)], pytest.fail)
+    desk.admission.offer([transaction(i).raw for i in range(10)], unexpected)
     await desk.admission.submit(transaction("last").raw)
     assert max(len(batch) for batch in desk.batches) == 4
 
@@ -178,7 +183,7 @@ async def test_a_duplicate_costs_no_signature_check(make):
     assert (twin.id, twin.digest != each.digest) == (each.id, True)
     assert await refusal(desk.admission.submit(each.raw)) == "duplicate"
     assert await refusal(desk.admission.submit(twin.raw)) == "duplicate"
-    desk.admission.offer([each.raw, twin.raw], pytest.fail)
+    desk.admission.offer([each.raw, twin.raw], unexpected)
     assert await desk.admission.verify([each.raw]) == [each]
     desk.mempool.remove([each.digest])
     assert await refusal(desk.admission.submit(each.raw)) == "duplicate"
@@ -193,7 +198,7 @@ async def test_the_same_bytes_under_way_share_one_check_and_one_answer(make):
     tasks += [asyncio.create_task(desk.admission.verify([each.raw, each.raw]))]
     tasks += [asyncio.create_task(desk.admission.submit(bad.raw)) for _ in range(2)]
     await desk.until_held()
-    desk.admission.offer([each.raw], pytest.fail)
+    desk.admission.offer([each.raw], unexpected)
     tasks += [asyncio.create_task(desk.admission.verify([each.raw]))]
     await asyncio.sleep(0)
     desk.gate.set()
@@ -251,7 +256,7 @@ async def test_bodies_of_a_proposal_overtake_everything(make):
     desk = await make(bounds=AdmissionBounds(batch_max=4))
     desk.hold()
     gossip = [transaction(i) for i in range(12)]
-    desk.admission.offer([each.raw for each in gossip], pytest.fail)
+    desk.admission.offer([each.raw for each in gossip], unexpected)
     await desk.until_held()
     wanted = [transaction("body"), gossip[11]]
     answer = asyncio.create_task(desk.admission.verify([each.raw for each in wanted]))
@@ -269,7 +274,7 @@ async def test_a_flooding_peer_fills_its_own_lane_only(make):
     desk = await make(bounds=AdmissionBounds(lane_count_max=5, batch_max=4))
     desk.hold()
     refusals = []
-    desk.admission.offer([transaction("under way").raw], pytest.fail, source="other")
+    desk.admission.offer([transaction("under way").raw], unexpected, source="other")
     await desk.until_held()
     flood = [transaction(i).raw for i in range(20)]
     desk.admission.offer(flood, refusals.append, source="flood")
@@ -287,9 +292,9 @@ async def test_an_offer_repeated_while_under_way_leaves_nothing_behind(make):
     desk.hold()
     each = transaction()
     for _ in range(100):
-        desk.admission.offer([each.raw, each.raw], pytest.fail)
+        desk.admission.offer([each.raw, each.raw], unexpected)
     await desk.until_held()
-    desk.admission.offer([each.raw], pytest.fail)
+    desk.admission.offer([each.raw], unexpected)
     (job,) = desk.admission._jobs.values()
     assert len(job.admitted) == 1
 

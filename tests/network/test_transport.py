@@ -248,13 +248,15 @@ async def test_a_flood_is_held_back_and_not_buffered(network):
 async def test_what_was_held_back_is_read_later(network):
     rates = RATES | {Kind.STATUS: Rate(frames=500, bytes=1_000_000)}
     alpha, beta = await network.pair(rates=rates)
-    for _ in range(1_300):
-        alpha.transport.send(beta.key, Kind.STATUS, bytes(16), Priority.GOSSIP)
-    beta_frames = beta.recorder.frames
-    await beta.recorder.until(lambda: len(beta_frames) == 1_300)
-    assert beta.line(alpha.identity).traffic.read_pauses >= 1
+    sent = 0
+    while not beta.line(alpha.identity).traffic.read_pauses:
+        for _ in range(600):
+            alpha.transport.send(beta.key, Kind.STATUS, bytes(16), Priority.GOSSIP)
+        sent += 600
+        await turns_until(lambda: not alpha.line(beta.identity).queued_bytes)
+    await beta.recorder.until(lambda: len(beta.recorder.frames) == sent)
     alpha.send(beta.identity, b"still there")
-    await beta.recorder.until(lambda: beta_frames[-1][2] == b"still there")
+    await beta.recorder.until(lambda: beta.recorder.frames[-1][2] == b"still there")
 
 
 async def test_misbehaviour_adds_up_and_is_refused_for_a_while(network):

@@ -31,7 +31,7 @@ from tests.simulation.node import SimNode
 from tests.simulation.payloads import GOOD, INVALID, Payload, digest_of
 
 _TICK_MS = 60.0
-_FLOOD = 25  # messages per tick
+_FLOOD = 12  # pairs of messages per tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +301,7 @@ class ByzantineNode(SimNode):
         if "flood" in self.tactics:
             for _ in range(_FLOOD):
                 self.post(None, encode(self.signed(self._nonsense())))
+                self.post(None, encode(self.signed(self._too_early())))
         if "hasty" in self.tactics and self.rng.random() < 0.3:
             view = self.coalition.view + self.rng.choice([1, 1, 2, 5, 2**40])
             genesis = SealCertificate(0, self.world.genesis.header, ())
@@ -323,6 +324,14 @@ class ByzantineNode(SimNode):
             lambda: ViewChange(view + 1, genesis, (), me),
         ]
         return rng.choice(makers)()
+
+    def _too_early(self) -> Message:
+        """Return what a correct node might keep for later."""
+        window = self.world.options.window
+        view = self.coalition.view + self.rng.randint(1, 10**6)
+        height = max(1, self.coalition.height) + self.rng.randint(window // 2, window)
+        kind = self.rng.choice([Prepare, Commit])
+        return kind(view, height, self.rng.randbytes(32), self.index)
 
     # Forged blocks
 

@@ -239,6 +239,11 @@ def _flooded(plan: Plan) -> Plan:
     return replace(plan, n=4, kind="mixed", tactics={0: ("flood",)}, wiped=(), faults_every_ms=1e6)
 
 
+def _lying(plan: Plan) -> Plan:
+    liars = dict.fromkeys(range(plan.f), ("liar",))
+    return replace(plan.tangle(), tactics=liars)
+
+
 def _timer_never_doubles(plan: Plan) -> Plan:
     return replace(plan, options={**plan.options, "view_timeout_max_ms": VIEW_TIMEOUT_MS})
 
@@ -254,14 +259,14 @@ CANARIES = {
     "no-doubling": Canary("the view timer never doubles", 80, nullcontext, _timer_never_doubles),
     "view-forgotten": Canary("a restarted node is in view 0", 40, _view_forgotten),
     "double-votes": Canary("a validator's votes all count", 60, _vote_counted_twice),
-    "lowest-view": Canary("the certificate of the lowest view wins", 150, _lowest_view_wins),
+    "lowest-view": Canary(
+        "the certificate of the lowest view wins", 150, _lowest_view_wins, Plan.tangle
+    ),
     "new-view-unchecked": Canary("backups believe any new view", 60, _new_view_unchecked),
     "certificates-unchecked": Canary(
-        "prepared certificates need no valid signatures", 200, _certificates_unchecked
+        "prepared certificates need no valid signatures", 150, _certificates_unchecked, _lying
     ),
-    "second-pre-prepare": Canary(
-        "a second pre-prepare replaces the first", 60, _second_pre_prepare
-    ),
+    "second-pre-prepare": Canary("the second pre-prepare counts", 100, _second_pre_prepare),
     "unbounded-buffer": Canary("what is early is kept for ever", 20, _buffer_unbounded, _flooded),
     "seals-unchecked": Canary("synced blocks need no valid seals", 150, _seals_unchecked),
 }

@@ -24,6 +24,7 @@ from consensus.messages import (
 from consensus.validators import ValidatorSet
 from tests.simulation.disk import Block
 from tests.simulation.keys import Keyring
+from tests.simulation.trace import brief
 
 
 class Violation(Exception):
@@ -162,17 +163,18 @@ class Checker:
         first, second = evidence.first, evidence.second
         self._expect(
             first != second and first.sender == second.sender,
-            f"place {place} accuses with {first} and {second}, which proves nothing",
+            f"place {place} accuses with {brief(first)} and {brief(second)}: no proof",
         )
         for message in (first, second):
             signed = self._domain.signed_bytes(message)
             self._expect(
                 self._valid(message.sender, signed, message.signature),
-                f"place {place} accuses with a forged {message}",
+                f"place {place} accuses with a forged {brief(message)}",
             )
         self._expect(
             first.sender in self.faulty or first.sender in self.forgetful,
-            f"place {place} frames validator {first.sender} with {first} and {second}",
+            f"place {place} frames validator {first.sender} with {brief(first)} and "
+            f"{brief(second)}",
         )
 
     def broken(self, place: int, sentence: str, cause: Exception | None = None) -> None:

@@ -7,6 +7,12 @@ from typing import Any
 from consensus.inputs import PrimarySuspected
 from tests.simulation.node import SimNode
 
+# Kinds of messages (consensus.messages.KIND) that get lost together: certificates that differ
+# from node to node need a phase that only some see, several times in a row.
+_TANGLES = tuple(
+    map(bytes, [(1,), (2,), (3,), (4, 7), (3, 4, 7), (2, 3), (5, 6), (1, 2, 3, 4, 5, 6, 7)])
+)
+
 
 class Nemesis:
     """Picks one misfortune after another until told to stop."""
@@ -26,6 +32,7 @@ class Nemesis:
             (self._slow_sender, 1),
             (self._storm, 1),
             (self._wipe, 3 if world.plan.wiped else 0),
+            (self._tangle, 12 if world.plan.tangled else 0),
             (self._suspect, 4 if world.plan.suspicion else 0),
         ]
         self._choices = [act for act, _ in misfortunes]
@@ -125,7 +132,17 @@ class Nemesis:
     def _storm(self) -> None:
         network = self._world.network
         network.weather = replace(network.weather, loss=0.5, duplicate=0.2)
-        self._later(300.0, setattr, network, "weather", self._world.plan.weather)
+        self._later(300.0, self._clear_up)
+
+    def _clear_up(self) -> None:
+        network, usual = self._world.network, self._world.plan.weather
+        network.weather = replace(network.weather, loss=usual.loss, duplicate=usual.duplicate)
+
+    def _tangle(self) -> None:
+        network, rng = self._world.network, self._rng
+        share, kinds = rng.choice([0.0, 0.2, 0.4, 0.7]), rng.choice(_TANGLES)
+        self._world.trace(-1, "%.1f of kinds %s get lost for good", share, list(kinds))
+        network.weather = replace(network.weather, stubborn=share, stubborn_kinds=kinds)
 
     def _wipe(self) -> None:
         index = self._rng.choice(self._world.plan.wiped)

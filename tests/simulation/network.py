@@ -18,6 +18,7 @@ class Weather:
     straggle: float = 0.0  # the share of messages that take twenty times as long
     in_order: bool = False  # as over one TCP connection
     stubborn: float = 0.0  # the share of (message, target) that never arrive, however often sent
+    stubborn_kinds: bytes = b""  # as in consensus.messages.KIND
 
 
 class Network:
@@ -47,10 +48,13 @@ class Network:
             self._scheduler.later(self._delay(source, target), deliver, *arguments)
 
     def is_lost_for_good(self, target: int, data: bytes) -> bool:
-        """Tell whether this message never reaches the target: it splits a phase until the view
-        ends, where other losses are soon made good by sending again."""
-        share = self.weather.stubborn
-        return share > 0.0 and crc32(data, target) < share * 2**32
+        """Tell whether this message never reaches the target: that splits a phase until the view
+        ends, where other losses are soon made good by sending again. `data` begins with the head
+        of an array and the kind."""
+        weather = self.weather
+        if not weather.stubborn or data[1:2] not in weather.stubborn_kinds:
+            return False
+        return crc32(data, target) < weather.stubborn * 2**32
 
     def _delay(self, source: int, target: int) -> float:
         weather = self.weather

@@ -27,7 +27,7 @@ class Plan:
 
     seed: int
     n: int
-    kind: str  # "mixed"; "stall": one silent too many, then healed; "slow": links near the timeout
+    kind: str  # "mixed"; "tangled"; "stall": one silent too many; "slow": links near the timeout
     tactics: dict[int, tuple[str, ...]]  # Byzantine validator -> what it does
     wiped: tuple[int, ...]  # these may lose their disk; they count against f too
     observers: int
@@ -41,6 +41,7 @@ class Plan:
     faults_every_ms: float
     work_every_ms: float
     safety_ms: float
+    tangled: bool  # whole phases of the protocol reach only some nodes
     suspicion: bool  # nodes now and then suspect a primary for no reason
     options: dict[str, int] = field(default_factory=dict)
 
@@ -54,6 +55,27 @@ class Plan:
         """The number of votes that decides."""
         return quorum_size(self.n)
 
+    def tangle(self) -> "Plan":
+        """Return this plan with one trouble only: phases of the protocol reach some nodes and not
+        others, so that what nodes have prepared differs from view to view."""
+        return replace(
+            self,
+            kind="tangled",
+            tactics={},
+            wiped=(),
+            weather=Weather(delay_ms=(0.5, 8.0)),
+            sync_ms=(0.1, 1.0),
+            execute_ms=(0.1, 2.0),
+            fetch_ms=(1.0, 5.0),
+            skew=(0.8, 1.25),
+            faults_every_ms=500.0,
+            work_every_ms=20.0,
+            safety_ms=10_000.0,
+            tangled=True,
+            suspicion=False,
+            options={"window": 16, "in_flight_max": 4},
+        )
+
     def with_n(self, n: int) -> "Plan":
         """Return this plan for another size, all f of its faulty validators equivocating."""
         faulty = range(n - faults_tolerated(n), n)
@@ -65,14 +87,14 @@ def draw(seed: int) -> Plan:
     """Return the plan of `seed`."""
     rng = Random(f"radledger/{seed}")
     n = rng.choices(range(1, 11), (1, 1, 2, 22, 18, 14, 18, 8, 2, 2))[0]
-    kind = rng.choices(("mixed", "stall", "slow"), (80, 10, 10))[0]
+    kind = rng.choices(("mixed", "tangled", "stall", "slow"), (70, 12, 9, 9))[0]
     f = faults_tolerated(n)
     faulty = rng.sample(
         range(n), rng.choice([f, f, f, rng.randint(0, f)]) if kind != "stall" else 0
     )
     wiped = tuple(index for index in faulty if rng.random() < 0.2)
     tactics = {index: _tactics(rng) for index in faulty if index not in wiped}
-    return Plan(
+    plan = Plan(
         seed=seed,
         n=n,
         kind=kind,
@@ -89,9 +111,11 @@ def draw(seed: int) -> Plan:
         faults_every_ms=rng.choice([200.0, 500.0, 1500.0]),
         work_every_ms=rng.choice([20.0, 60.0, 150.0]),
         safety_ms=rng.uniform(3000.0, 12000.0),
+        tangled=rng.random() < 0.4,
         suspicion=rng.random() < 0.15,
         options={"window": rng.choice([4, 8, 32]), "in_flight_max": rng.choice([1, 2, 4])},
     )
+    return plan.tangle() if kind == "tangled" else plan
 
 
 def _tactics(rng: Random) -> tuple[str, ...]:
@@ -109,7 +133,6 @@ def _weather(rng: Random) -> Weather:
         duplicate=rng.choice([0.0, 0.0, 0.05, 0.3]),
         straggle=rng.choice([0.0, 0.0, 0.02, 0.1]),
         in_order=rng.random() < 0.3,
-        stubborn=rng.choice([0.0, 0.0, 0.0, 0.1, 0.25, 0.4]),
     )
 
 

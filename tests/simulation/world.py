@@ -266,7 +266,7 @@ class World:
     def memory_limit(self) -> int:
         """The values that one replica may hold, from what its options allow."""
         votes = 10 * self.options.buffered_per_sender_max + 40 * self.options.window
-        certificates = 2 * self.options.window * (4 * self.quorum + 12)
+        certificates = self.options.window * (3 * self.quorum + 10)
         return 1000 + self.n * (votes + certificates)
 
 

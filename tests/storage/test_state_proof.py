@@ -132,6 +132,45 @@ def test_an_empty_sibling_that_is_spelled_out_is_refused():
         verify(tree.root, b"1", b"", pack((depth, full, spelled, other)))
 
 
+def two_keys_apart():
+    """A tree whose proofs have depth 1, and two of its keys."""
+    store, first = MemoryStore(), b"0"
+    digit = sha256(first).digest()[0] >> 6
+    other = next(k for k in map(b"%d".__mod__, range(1, 99)) if sha256(k).digest()[0] >> 6 != digit)
+    tree = StateTree(store)
+    advance(store, tree, {first: b"", other: b""})
+    return tree, first, other
+
+
+def test_one_statement_has_one_proof():
+    tree, key, _ = two_keys_apart()
+    depth, bitmap, hashes, other = unpack(tree.prove(key))
+    assert depth == 1
+    verify(tree.root, key, b"", pack((1, bitmap, hashes, other)))
+    with_padding = bytes([bitmap[0] | 0x80])
+    for fields in (
+        (True, bitmap, hashes, other),
+        (1, with_padding, bytes(31) + b"\x01" + hashes, other),
+        (1, with_padding, hashes + bytes(31) + b"\x01", other),
+        (1, b"\x00" + bitmap, hashes, other),
+        (1, bitmap, hashes + b"\x00", other),
+        (1, bitmap, hashes, sha256(key).digest() + sha256(b"").digest()),
+        (1, bitmap, hashes, other, b""),
+    ):
+        assert not is_shown(tree.root, key, b"", pack(fields))
+
+
+def test_a_pair_that_sits_where_it_does_not_belong_shows_no_absence():
+    """A root that no honest tree has: the pair of one key lies on the way of another."""
+    _, key, other = two_keys_apart()
+    pair = sha256(other).digest() + sha256(b"").digest()
+    below = [bytes(32)] * 4
+    below[sha256(key).digest()[0] >> 6] = sha256(b"\x00" + pair).digest()
+    root = sha256(b"\x01" + b"".join(below)).digest()
+    with pytest.raises(InvalidProof, match="another place"):
+        verify(root, key, None, pack((1, b"\x00", b"", pair)))
+
+
 @given(st.binary(max_size=300))
 def test_random_bytes_are_no_proof(tree, data):
     for value in (None, b"v"):

@@ -193,6 +193,25 @@ def test_close_waits_for_calls_of_other_threads_under_way(store):
     assert seen == ["the database is closed"] * 3
 
 
+def test_close_does_not_return_while_a_call_is_under_way(tmp_path):
+    store = open_leveldb(tmp_path / "ledger")
+    started, release = threading.Event(), threading.Event()
+
+    def call():
+        store.call(lambda: started.set() or release.wait())
+
+    caller, closer = threading.Thread(target=call), threading.Thread(target=store.close)
+    caller.start()
+    started.wait()
+    closer.start()
+    closer.join(0.2)
+    is_waiting = closer.is_alive()
+    release.set()
+    caller.join()
+    closer.join()
+    assert is_waiting
+
+
 class StoreAgainstDict(RuleBasedStateMachine):
     """Any sequence of writes, snapshots and scans, compared with plain dicts."""
 

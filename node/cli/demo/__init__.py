@@ -1,0 +1,1 @@
+"""`radledger demo`: four hospitals on this machine, start to finish."""

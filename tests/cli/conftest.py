@@ -1,0 +1,131 @@
+"""The real command, in this process, against real nodes in processes of their own."""
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from node.cli.main import app
+from node.provision import CONFIG
+from node.testnet.processes import ProcessTestnet
+from tests.imaging import dicom
+
+RADLEDGER = (sys.executable, "-m", "node.cli")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command said."""
+
+    status: int
+    out: str
+    err: str
+
+    def json(self):
+        return json.loads(self.out)
+
+    @property
+    def words(self):
+        """All that was said, in one line: tables and boxes break sentences."""
+        return re.sub(r"[\s│╭╮╰╯─]+", " ", self.out + " " + self.err)
+
+
+def run(*arguments, stdin=None, env=None):
+    """Run the command; no traceback may ever be seen."""
+    result = CliRunner().invoke(app, [str(a) for a in arguments], input=stdin, env=env)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    answer = Answer(result.exit_code, result.stdout, result.stderr)
+    assert "Traceback" not in answer.out + answer.err
+    return answer
+
+
+def asked(*arguments, status=0, **options):
+    """Run a command with --json, expect its exit status and return the document."""
+    answer = run(*arguments, "--json", **options)
+    assert answer.status == status, answer
+    return answer.json()
+
+
+@pytest.fixture(autouse=True)
+def no_config_of_the_machine(monkeypatch):
+    monkeypatch.delenv("RADLEDGER_CONFIG", raising=False)
+    monkeypatch.setenv("COLUMNS", "300")
+
+
+@pytest.fixture(scope="package")
+def net(tmp_path_factory):
+    """Four hospitals for all tests of this room; each test registers studies of its own."""
+    testnet = ProcessTestnet(tmp_path_factory.mktemp("net"))
+
+    async def begin():
+        await testnet.start()
+        await testnet.wait_ready()
+
+    asyncio.run(begin())
+    yield testnet
+    asyncio.run(testnet.kill())
+
+
+@pytest.fixture
+def north(net) -> Path:
+    """The config of the first hospital."""
+    return net.node("north").folder / CONFIG
+
+
+@pytest.fixture
+def south(net) -> Path:
+    return net.node("south").folder / CONFIG
+
+
+@pytest.fixture
+def new_study(tmp_path):
+    """Make a folder with a study that nobody has seen."""
+
+    def make(instances=2, *, patient=None, **elements):
+        root = f"2.25.{uuid4().int}"
+        folder = tmp_path / root[-8:]
+        folder.mkdir()
+        for number in range(instances):
+            dicom.minimal(
+                folder / f"{number}.dcm",
+                sop=f"{root}.{number}",
+                study=root,
+                pixels=np.full((4, 4), number, "<u2"),
+                PatientID=patient or root[-12:],
+                **{"Modality": "CT", "BodyPartExamined": "HEAD", **elements},
+            )
+        return folder
+
+    return make
+
+
+def python(*arguments, env=None):
+    """Run the interpreter as a process of its own, and wait for it."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        env=os.environ | (env or {}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def started(*arguments):
+    """Start the command as a process of its own, without waiting for it."""
+    return subprocess.Popen(
+        [*RADLEDGER, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
