@@ -13,6 +13,7 @@ from node.ledger import genesis_file
 from node.ledger.genesis import Genesis
 from node.rpc.client import Client
 
+VAULT = "vault.db"
 _EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not listened on
 
 
@@ -29,8 +30,13 @@ class Desk:
 
     @property
     def folder(self) -> Path:
-        """Where the institution's keys and vault are."""
+        """Where the institution's keys are."""
         return self.config.key.file.parent
+
+    @property
+    def vault_file(self) -> Path:
+        """Where the institution's vault is: it grows, so it lies beside the database."""
+        return self.config.data_dir.parent / VAULT
 
     def genesis(self) -> Genesis:
         """Return the consortium's genesis. Raises `InvalidGenesis`."""

@@ -17,7 +17,6 @@ from node.imaging.vault import Vault, create_vault, open_vault
 from node.keys import KeyFileError
 from node.studies import Signer
 
-VAULT = "vault.db"
 FILES_PER_TASK = 16
 FILES_PER_PROCESS = 200  # fewer are read sooner than a process starts
 
@@ -30,7 +29,7 @@ async def opened(desk: Desk) -> AsyncIterator[tuple[Vault, Signer]]:
     """
     passphrase = provision.passphrase_of(desk.config.key)
     vault, signer = await asyncio.gather(
-        asyncio.to_thread(_vault, desk.folder / VAULT, passphrase),
+        asyncio.to_thread(_vault, desk.vault_file, passphrase),
         asyncio.to_thread(_signer, desk, passphrase),
     )
     with vault:
@@ -40,7 +39,7 @@ async def opened(desk: Desk) -> AsyncIterator[tuple[Vault, Signer]]:
 @contextmanager
 def vault_of(desk: Desk) -> Iterator[Vault]:
     """Open the institution's vault alone, as for verifying."""
-    with _vault(desk.folder / VAULT, provision.passphrase_of(desk.config.key)) as vault:
+    with _vault(desk.vault_file, provision.passphrase_of(desk.config.key)) as vault:
         yield vault
 
 

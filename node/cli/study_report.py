@@ -82,6 +82,7 @@ def _plain(study: Registration) -> dict[str, object]:
         "height": submitted and submitted.height,
         "transaction_id": submitted and submitted.id,
         "code": submitted and submitted.code,
+        "waited_ms": round(study.waited_ms, 1),
         "refusal": study.refusal,
         "changed": prepared.changed,
         "is_replaced": prepared.replaced,

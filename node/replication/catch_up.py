@@ -3,12 +3,13 @@
 Sealed blocks come from several peers at once (`node.network.sync` decides whom to ask for what).
 Here they are verified: every block descends from our head, and the newest of a run carries a
 quorum's seals of the set of its height. Then they are executed, and what we compute must be what
-was sealed. Signatures of transactions are not checked again: a quorum did, before it voted.
+was sealed. Signatures of transactions are not checked again: a quorum did, before it voted. Those
+of seals all are, since seals are stored, handed on, and quoted in view changes.
 
 Blocks without seals wait as *unproven* for a later one that has them. A chain never goes on for
 longer than its window without seals, so what waits too long, or does not fit together, holds a lie
-of one of the peers that sent it. When it cannot be said whose, nobody is punished, and all of it is
-fetched anew from others.
+of one of the peers that sent it. When it cannot be said whose, nobody is punished, and what has no
+seals is fetched anew from others.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -29,7 +30,7 @@ from node.ledger.block import Batch, Block, Header, check_block, decode_certific
 from node.ledger.errors import InvalidBlock, Refused
 from node.ledger.genesis import Genesis
 from node.ledger.transaction import decode_transaction
-from node.ledger.verifier import SignatureVerifier
+from node.ledger.verifier import Check, SignatureVerifier
 from node.network.frames import Kind
 from node.network.payloads import (
     FetchBlocks,
@@ -266,7 +267,7 @@ class CatchUp:
             while self._deliveries:
                 await self._adopt_waiting()
             if self._is_overdue():
-                self._doubt(self._unproven)
+                self._doubt()
 
     async def _adopt_waiting(self) -> None:
         """Take what was delivered up to the newest block with seals; keep the rest for later."""
@@ -281,29 +282,28 @@ class CatchUp:
         decode = partial(self._decode_run, taken, parent)
         decoded, misfit = await loop.run_in_executor(self._readers, decode)
         run += decoded
-        proved, bad = await self._count_proved(run)
+        proved, bad = await self._judge_seals(run)
         await self._execute(run[:proved])
         self._unproven = run[proved:] if bad is None else run[proved:bad]
         self._unproven_since_ms = self._now_ms()
         if bad is not None:
             self._blame(run[bad].delivery, "its seals are not those of a quorum")
-        elif misfit is not None and misfit.is_unlinked and self._unproven:
-            log.warning("blocks do not fit together height=%d", misfit.delivery.height)
-            self._doubt(self._unproven, misfit.delivery)
         elif misfit is not None:
-            self._blame(misfit.delivery, misfit.reason)
+            self._on_misfit(misfit)
 
-    async def _count_proved(self, run: Sequence[_Row]) -> tuple[int, int | None]:
-        """Return how many blocks the newest genuine seals prove, and the index of the lowest block
-        above them whose seals are not genuine."""
-        bad = None
-        for index in range(len(run) - 1, -1, -1):
-            certificate = run[index].block.certificate
-            if certificate is not None:
-                if await self._is_sealed(certificate):
-                    return index + 1, bad
-                bad = index
-        return 0, bad
+    async def _judge_seals(self, run: list[_Row]) -> tuple[int, int | None]:
+        """Return how many blocks genuine seals prove, and the index of the lowest block above them
+        with others. What has others below is a good block: only its seals are taken away."""
+        certified = [index for index, row in enumerate(run) if row.block.certificate is not None]
+        genuine = await self._genuine([run[index].block for index in certified])
+        proved = max((i + 1 for i, good in zip(certified, genuine, strict=True) if good), default=0)
+        bad = [i for i, good in zip(certified, genuine, strict=True) if not good]
+        for index in [i for i in bad if i < proved]:
+            row = run[index]
+            run[index] = replace(row, block=replace(row.block, certificate=None))
+            reason = f"seals of height {row.delivery.height} that are not a quorum's"
+            self._links.punish(row.delivery.peer, CERTAIN_POINTS, reason)
+        return proved, min((i for i in bad if i >= proved), default=None)
 
     def _decode_run(
         self, deliveries: Sequence[Deliver], parent: Header
@@ -334,16 +334,24 @@ class CatchUp:
         self._links.punish(delivery.peer, CERTAIN_POINTS, f"a block that is not valid: {reason}")
         self._perform(self._sync.refused(delivery.peer, delivery.height))
 
-    def _doubt(self, rows: Sequence[_Row], *others: Deliver) -> None:
-        """Fetch anew what cannot all be true, from other peers than before."""
+    def _on_misfit(self, misfit: _Misfit) -> None:
+        below = self._unproven[-1].delivery.peer if self._unproven else misfit.delivery.peer
+        if not misfit.is_unlinked or below == misfit.delivery.peer:
+            self._blame(misfit.delivery, misfit.reason)
+            return
+        log.warning("blocks of two peers do not fit together height=%d", misfit.delivery.height)
+        self._doubt()
+
+    def _doubt(self) -> None:
+        """Fetch what has no seals anew, from other peers than before."""
+        rows, self._unproven = self._unproven, []
+        self._deliveries.clear()
         lowest: dict[bytes, int] = {}
-        for delivery in (*[row.delivery for row in rows], *others):
-            lowest.setdefault(delivery.peer, delivery.height)
+        for row in rows:
+            lowest.setdefault(row.delivery.peer, row.delivery.height)
         if len(lowest) == 1 and len(rows) >= OPTIONS.deliver_ahead:
             reason = "blocks without seals, beyond any window"
             self._links.punish(rows[0].delivery.peer, CERTAIN_POINTS, reason)
-        self._deliveries.clear()
-        self._unproven = []
         for peer, height in lowest.items():
             self._perform(self._sync.refused(peer, height))
 
@@ -355,14 +363,27 @@ class CatchUp:
         above = self._unproven[-1].delivery.height - self._chain.height
         return waited_ms > UNPROVEN_MAX_MS or above >= OPTIONS.deliver_ahead
 
-    async def _is_sealed(self, certificate: SealCertificate) -> bool:
+    async def _genuine(self, blocks: Sequence[Block]) -> list[bool]:
+        """Return for each block, all of which have seals, whether they are those of a quorum."""
+        spans: list[range] = []
+        checks: list[Check] = []
+        for block in blocks:
+            start = len(checks)
+            wanted = self._seal_checks(block.certificate)
+            checks += wanted
+            spans.append(range(start, start + len(wanted)))
+        verdicts = await self._verifier.verify(checks)
+        return [len(span) > 0 and all(verdicts[index] for index in span) for span in spans]
+
+    def _seal_checks(self, certificate: SealCertificate | None) -> list[Check]:
+        if certificate is None:
+            return []
         validators = self._schedule.at(certificate.height)
         try:
             checks = seal_checks(certificate, validators, self._chain_id)
         except InvalidMessage:
-            return False
-        triples = [(c.public_key, c.signed, c.signature) for c in checks]
-        return all(await self._verifier.verify(triples))
+            return []
+        return [(c.public_key, c.signed, c.signature) for c in checks]
 
     async def _execute(self, run: Sequence[_Row]) -> None:
         for row in run:

@@ -108,6 +108,11 @@ class NodeProcess:
         """End the node at once, as a power cut would."""
         await self._end(signal.SIGKILL)
 
+    async def wait_ended(self) -> None:
+        """Return once the process has ended, however it did."""
+        while self.is_running:  # noqa: ASYNC110 - another process tells us no other way
+            await asyncio.sleep(_POLL_S)
+
     def pause(self) -> None:
         """Stop the node in the middle of whatever it does (SIGSTOP)."""
         self._send(signal.SIGSTOP)
@@ -169,20 +174,16 @@ class NodeProcess:
         self._send(signal.SIGCONT)  # a paused process would not hear the other
         try:
             async with asyncio.timeout(STOP_TIMEOUT_S):
-                await self._ended()
+                await self.wait_ended()
         except TimeoutError:
             self._send(signal.SIGKILL)
-            await self._ended()
+            await self.wait_ended()
         child, self._child = self._child, None
         if child is not None:
             await asyncio.to_thread(child.wait)
             for pipe in (child.stdin, child.stdout):
                 if pipe is not None:
                     pipe.close()
-
-    async def _ended(self) -> None:
-        while self.is_running:  # noqa: ASYNC110 - another process tells us no other way
-            await asyncio.sleep(_POLL_S)
 
 
 def _first_line(child: subprocess.Popen[bytes]) -> bytes:

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from node import keys
 from node.cli.main import app
+from node.imaging import vault_keys
 from node.provision import CONFIG
 from node.testnet.processes import ProcessTestnet
 from tests.imaging import dicom
@@ -56,6 +58,22 @@ def asked(*arguments, status=0, **options):
     return answer.json()
 
 
+def executed(config_file, height):
+    """Return once the node has executed `height`: a quorum may have sealed it without this one."""
+    answer = run("events", "--from", height, "--to", height, "-c", config_file)
+    assert answer.status == 0
+
+
+@pytest.fixture(scope="package", autouse=True)
+def quick_passphrases():
+    """Keys and vaults that open at once; what they cost in earnest is tested where they live."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(keys, "_SCRYPT_N", 2)
+        patched.setattr(vault_keys, "_ITERATIONS", 1)
+        patched.setattr(vault_keys, "_MEMORY_KIB", 64)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def no_config_of_the_machine(monkeypatch):
     monkeypatch.delenv("RADLEDGER_CONFIG", raising=False)
@@ -63,7 +81,7 @@ def no_config_of_the_machine(monkeypatch):
 
 
 @pytest.fixture(scope="package")
-def net(tmp_path_factory):
+def net(tmp_path_factory, quick_passphrases):
     """Four hospitals for all tests of this room; each test registers studies of its own."""
     testnet = ProcessTestnet(tmp_path_factory.mktemp("net"))
 

@@ -13,7 +13,7 @@ from node.cli.seals import sealed_by
 from node.config import load_config
 from node.ledger import genesis_file
 from node.ledger.transaction import Operation, sign_transaction
-from tests.cli.conftest import asked, run
+from tests.cli.conftest import asked, executed, run
 
 
 def signer_of(config_file):
@@ -66,6 +66,7 @@ def test_a_submitted_transaction_is_found_by_its_id(sign, submit, north, south):
     answer = submit(sign(registration(), registration()), "--wait", "sealed")
     assert (answer["state"], answer["code"]) == ("sealed", "ok")
     for config in (north, south):
+        executed(config, answer["height"])
         view = asked("tx", answer["id"], "-c", config)
         assert (view["height"], view["position"]) == (answer["height"], answer["position"])
         assert view["transaction"]["institution"] == "north"

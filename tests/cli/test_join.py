@@ -292,7 +292,7 @@ def problems(folder):
 
 
 def test_all_mistakes_of_a_config_are_listed_with_their_lines(ready):
-    rewrite(ready, "listen_port", "listen_prot")
+    rewrite(ready, "[network]", "[network]\nlisten_prot = 7")
     rewrite(ready, 'institution = "north"', 'institution = "North!"')
     found = problems(ready)
     assert "did you mean listen_port?" in found["network.listen_prot", True]

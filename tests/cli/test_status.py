@@ -17,7 +17,7 @@ def test_status_shows_where_the_node_stands(north):
     assert answer["readiness"]["is_ready"]
     assert {p["institution"] for p in answer["peers"]} == {"south", "east", "west"}
     assert all(peer["is_connected"] for peer in answer["peers"])
-    assert [v["institution"] for v in answer["validators"]][0] == "north"
+    assert answer["validators"][0]["institution"] == "north"
     words = run("status", "-c", north).words
     assert "north (validator)" in words
     assert "ready yes" in words

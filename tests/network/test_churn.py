@@ -10,7 +10,7 @@ from node.network.payloads import Role, encode_hello
 from tests.network.harness import HELLO, client_context, make_identities, turns_until
 
 
-class Vanishing:
+class VanishingClient:
     """A client that goes away at a random point: before, during or after TLS and HELLO."""
 
     def __init__(self, seed, at, context):
@@ -65,7 +65,7 @@ async def test_clients_that_vanish_at_any_moment_leave_nothing_behind(network):
     await good.until_connected(beta)
     context = client_context(gamma, beta)
     for wave in range(10):
-        clients = [Vanishing(wave * 10 + i, node.at, context) for i in range(10)]
+        clients = [VanishingClient(wave * 10 + i, node.at, context) for i in range(10)]
         await asyncio.gather(*(client.run() for client in clients))
     await turns_until(lambda: len(node.transport._all) == 1)
     await turns_until(lambda: not node.transport._listener._half_open)
@@ -76,24 +76,28 @@ async def test_clients_that_vanish_at_any_moment_leave_nothing_behind(network):
 async def test_servers_that_vanish_at_any_moment_are_dialled_again_and_again(network):
     failures = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
-    chance, accepted = random.Random(7), 0
+    chance, made, lost = random.Random(7), [], []
 
-    def serve(_, writer):
-        nonlocal accepted
-        accepted += 1
-        if chance.random() < 0.6:
-            writer.write(chance.randbytes(chance.randint(1, 200)))
-        writer.transport.abort() if chance.random() < 0.5 else writer.close()
+    class Vanishing(asyncio.Protocol):
+        def connection_made(self, transport):
+            made.append(transport)
+            if chance.random() < 0.6:
+                transport.write(chance.randbytes(chance.randint(1, 200)))
+            transport.abort() if chance.random() < 0.5 else transport.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        def connection_lost(self, error):
+            lost.append(error)
+
+    server = await asyncio.get_running_loop().create_server(Vanishing, "127.0.0.1", 0)
     alpha, *others = make_identities("alpha", "beta", "gamma", "delta")
     at = server.sockets[0].getsockname()
     observer = replace(HELLO, role=Role.OBSERVER)
     known = [other.known(at) for other in others]
     node = await network.start(alpha, known, hello=observer, backoff_min_ms=1, backoff_max_ms=2)
-    await turns_until(lambda: accepted >= 60)
-    server.close()
+    await turns_until(lambda: len(made) >= 60)
     await node.transport.close()
+    server.close()
+    await turns_until(lambda: len(lost) == len(made))
     assert node.recorder.events == []
     assert not node.transport._all
     assert failures == []

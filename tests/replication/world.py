@@ -161,6 +161,7 @@ class HeldStore:
         self._gate = None
         self.writes: list[tuple[list[tuple[bytes, bytes | None]], bool]] = []
         self.waiting = 0
+        self.failure = None
         self.get, self.iterate = inner.get, inner.iterate
         self.snapshot, self.close = inner.snapshot, inner.close
 
@@ -172,6 +173,8 @@ class HeldStore:
         self._gate = None
 
     def write(self, batch, *, sync) -> None:
+        if self.failure is not None:
+            raise self.failure
         gate = self._gate
         if gate is not None:
             self.waiting += 1

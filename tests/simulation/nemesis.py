@@ -32,7 +32,7 @@ class Nemesis:
             (self._slow_sender, 1),
             (self._storm, 1),
             (self._wipe, 3 if world.plan.wiped else 0),
-            (self._tangle, 12 if world.plan.tangled else 0),
+            (self._tangle, world.plan.tangled),
             (self._suspect, 4 if world.plan.suspicion else 0),
         ]
         self._choices = [act for act, _ in misfortunes]

@@ -41,7 +41,7 @@ class Plan:
     faults_every_ms: float
     work_every_ms: float
     safety_ms: float
-    tangled: bool  # whole phases of the protocol reach only some nodes
+    tangled: int  # weight among the misfortunes: whole phases of the protocol reach only some nodes
     suspicion: bool  # nodes now and then suspect a primary for no reason
     options: dict[str, int] = field(default_factory=dict)
 
@@ -71,7 +71,7 @@ class Plan:
             faults_every_ms=500.0,
             work_every_ms=20.0,
             safety_ms=10_000.0,
-            tangled=True,
+            tangled=60,
             suspicion=False,
             options={"window": 16, "in_flight_max": 4},
         )
@@ -111,7 +111,7 @@ def draw(seed: int) -> Plan:
         faults_every_ms=rng.choice([200.0, 500.0, 1500.0]),
         work_every_ms=rng.choice([20.0, 60.0, 150.0]),
         safety_ms=rng.uniform(3000.0, 12000.0),
-        tangled=rng.random() < 0.4,
+        tangled=rng.choice([0, 0, 0, 12, 12]),
         suspicion=rng.random() < 0.15,
         options={"window": rng.choice([4, 8, 32]), "in_flight_max": rng.choice([1, 2, 4])},
     )

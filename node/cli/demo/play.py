@@ -17,7 +17,6 @@ from node.ledger.block import OK
 from node.ledger.genesis import Genesis
 from node.ledger.queries import BlockView, StudyQuery
 from node.rpc.client import Client
-from node.rpc.service import Head
 from node.studies import Registration, register, verify
 from node.testnet.processes import NodeProcess, ProcessTestnet
 
@@ -180,25 +179,30 @@ class Play:
             async with other.client() as living:
                 wanted = await living.head()
             async with node.client() as client:
-                head = await _reach(client, wanted.height)
-                step.expect(head.digest == wanted.digest, _place(wanted), _place(head))
+                digest = await _digest_at(client, wanted.height)
+                step.expect(digest == wanted.digest, wanted.digest.hex(), digest.hex())
                 missed = self._registered[-1]
                 view = await client.study(missed.study_id)
                 step.expect(view is not None, "the study that it missed", "no such study")
             caught_up = time.monotonic() - began
             await self._nodes().wait_ready()
-            step.note(f"{_place(head)}, as the others, {caught_up:.2f} s after it listened")
+            step.note(
+                f"height {wanted.height}, header {digest.hex()[:16]}..., as the others, "
+                f"{caught_up:.2f} s after it listened"
+            )
 
     async def _compare(self) -> list[NodeState]:
         async with self._stage.step("all four agree") as step:
-            heads = await asyncio.gather(*map(_head, self._nodes().nodes))
-            step.expect(len(set(heads)) == 1, "one head", heads)
-            states = await states_of(self._nodes().nodes)
+            nodes = self._nodes().nodes
+            height = max(await asyncio.gather(*map(_height, nodes)))
+            blocks = await asyncio.gather(*(_block_at(node, height) for node in nodes))
+            digests = {block.header_digest for block in blocks}
+            step.expect(len(digests) == 1, "one header", [digest.hex() for digest in digests])
+            states = await states_of(nodes)
             ready = [s.institution for s in states if s.readiness and s.readiness.is_ready]
             step.expect(len(ready) == HOSPITALS, "four nodes that are ready", ready)
-            height, digest, root = heads[0]
-            step.note(f"height {height}, header {digest.hex()}")
-            step.note(f"state root {root.hex()}")
+            step.note(f"height {height}, header {blocks[0].header_digest.hex()}")
+            step.note(f"state root {blocks[0].header.state_root.hex()}")
             return states
 
     async def _submit(self, step: Step, series: Series, name: str) -> Registration:
@@ -255,12 +259,17 @@ class Play:
         return Desk(self._nodes().node(name).config)
 
 
-async def _reach(client: Client, height: int) -> Head:
+async def _reach(client: Client, height: int) -> None:
     while True:
-        head = await client.head()
-        if head.height >= height:
-            return head
+        if (await client.head()).height >= height:
+            return
         await asyncio.sleep(_POLL_S)
+
+
+async def _digest_at(client: Client, height: int) -> bytes:
+    await _reach(client, height)
+    block = await client.block(height)
+    return b"" if block is None else block.header_digest
 
 
 async def _sealed_block(client: Client, height: int | None) -> BlockView:
@@ -278,13 +287,12 @@ async def _next_view(client: Client, view: int) -> None:
         await asyncio.sleep(_POLL_S)
 
 
-async def _head(node: NodeProcess) -> tuple[int, bytes, bytes]:
+async def _height(node: NodeProcess) -> int:
     async with node.client() as client:
-        block = await client.block()
-    if block is None:
-        raise RuntimeError(f"{node.name} has no block")
-    return block.header.height, block.header_digest, block.header.state_root
+        return (await client.head()).height
 
 
-def _place(head: Head) -> str:
-    return f"height {head.height}, header {head.digest.hex()[:16]}..."
+async def _block_at(node: NodeProcess, height: int) -> BlockView:
+    async with node.client() as client:
+        await _reach(client, height)
+        return await _sealed_block(client, height)

@@ -1,0 +1,109 @@
+"""`demo`: every step holds; one that does not is told; nothing is left behind."""
+
+import asyncio
+import json
+import signal
+
+import pytest
+
+from node.cli.demo import material, play
+from node.cli.demo.stage import Stage, StepFailed
+from node.cli.output import console
+from tests.cli.conftest import python, run, started
+from tests.imaging import dicom
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """Where the demo puts its folder."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    return tmp_path
+
+
+def test_every_step_holds_and_nothing_is_left(temporary):
+    done = python("-m", "node.cli", "demo", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["is_ok"]
+    assert [step["is_ok"] for step in answer["steps"]] == [True] * 11
+    notes = "\n".join(note for step in answer["steps"] for note in step["notes"])
+    for words in (
+        "N = 4, f = 1, quorum 3",
+        "ms after it was sent",
+        "signatures checked",
+        "intact, 11 of 11 the same file",
+        "altered: pixels",
+        "from the kill to finality under the new primary",
+        "state root",
+    ):
+        assert words in notes
+    assert answer["summary"]["studies"] == 3
+    assert answer["summary"]["view"] >= 1
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_nothing_is_left_when_it_is_interrupted(number, temporary):
+    demo = started("demo")
+    while "genesis" not in demo.stdout.readline():
+        assert demo.poll() is None
+    demo.send_signal(number)
+    demo.communicate()
+    assert demo.returncode == 128 + number
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_step_that_does_not_hold_says_what_was_expected_and_seen(temporary, monkeypatch):
+    monkeypatch.setattr(play, "shipped_studies", lambda: material.shipped_studies()[:1])
+    answer = run("demo")
+    assert answer.status == 1
+    assert "expected: 3 studies of several images each" in answer.words
+    assert "seen: ['MR study" in answer.words
+    assert "0 of 1 steps held" in answer.words
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_folder_that_is_not_empty_is_left_alone(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    answer = run("demo", "--folder", tmp_path)
+    assert answer.status == 2
+    assert "not an empty folder" in answer.words
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+@pytest.fixture
+def stage():
+    return Stage(console(), quiet=False)
+
+
+async def test_a_failure_inside_a_step_is_shown_as_what_was_seen(stage, capsys):
+    with pytest.raises(StepFailed):
+        async with stage.step("a step"):
+            raise OSError("the disk is full")
+    (step,) = stage.steps
+    assert (step.is_ok, step.expected, step.seen) == (False, "no failure", "the disk is full")
+    assert "the disk is full" in capsys.readouterr().out
+
+
+async def test_a_step_that_takes_too_long_fails(stage, monkeypatch):
+    monkeypatch.setattr("node.cli.demo.stage.STEP_TIMEOUT_S", 0.0)
+    with pytest.raises(StepFailed):
+        async with stage.step("a step"):
+            await asyncio.Event().wait()
+    assert stage.steps[0].expected == "to be done within 0 s"
+
+
+def test_shipped_studies_are_images_of_different_modalities():
+    first, second, third, *_ = material.shipped_studies()
+    assert len({first.modality, second.modality, third.modality}) == 3
+    assert all(len(series.files) > 1 for series in (first, second, third))
+
+
+def test_altering_a_pixel_changes_one_bit(tmp_path):
+    file = dicom.minimal(tmp_path / "a.dcm")
+    before = file.read_bytes()
+    place = material.alter_pixel(file)
+    after = file.read_bytes()
+    different = [i for i in range(len(before)) if before[i] != after[i]]
+    assert different == [place]
+    assert before[place] ^ after[place] == 1
