@@ -184,6 +184,15 @@ class Replica:
         """The last executed height."""
         return self._state.executed_height
 
+    def proposals(self) -> dict[int, bytes]:
+        """Return the digest accepted in this view for each height that is not executed yet."""
+        state = self._state
+        return {
+            height: slot.pre_prepare.digest
+            for height, slot in state.slots.items()
+            if height > state.executed_height and slot.pre_prepare is not None
+        }
+
     @property
     def halted(self) -> str | None:
         """The reason for which this replica halted, or None."""

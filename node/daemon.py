@@ -23,7 +23,7 @@ from consensus.options import Options
 from consensus.replica import Replica
 from consensus.validators import ValidatorSchedule
 from node import keys
-from node.config import KeyConfig, NodeConfig
+from node.config import NodeConfig
 from node.ledger import genesis_file
 from node.ledger.admission import Admission
 from node.ledger.block import decode_certificate
@@ -38,8 +38,9 @@ from node.network.options import TransportOptions
 from node.network.payloads import Hello, Role
 from node.network.peers import KnownPeer, Peer
 from node.network.transport import Transport
+from node.provision import passphrase_of
 from node.replication.catch_up import CatchUp
-from node.replication.chain import Chain
+from node.replication.chain import Chain, Diverged
 from node.replication.clocks import monotonic_ms, wall_ms
 from node.replication.driver import Driver, Halted
 from node.replication.payloads import Rules
@@ -66,16 +67,6 @@ LAG_PROBE_S = 0.1
 
 class StartRefused(Exception):
     """The node cannot start with these settings; the text says which and what to do."""
-
-
-def passphrase_of(config: KeyConfig) -> bytes:
-    """Return the passphrase that opens this institution's keys. Raises `KeyFileError`."""
-    source: keys.PassphraseSource = keys.PassphrasePrompt()
-    if config.passphrase_file is not None:
-        source = keys.PassphraseFile(config.passphrase_file)
-    elif config.passphrase_environment is not None:
-        source = keys.PassphraseEnvironment(config.passphrase_environment)
-    return keys.read_passphrase(source)
 
 
 class Node:
@@ -187,6 +178,7 @@ class Node:
             readers=self._readers,
             stable_height=self._last_certificate().height,
             follows=role is Role.OBSERVER,
+            on_sealed=self.stable,
         )
         self._router.connect(self._driver, self._gossip, self._catch_up)
         self._service = Service(
@@ -263,7 +255,6 @@ class Node:
             running = [
                 tasks.create_task(self._replicate(effects), name="replication"),
                 tasks.create_task(self._admission.run(), name="admission"),
-                tasks.create_task(self._catch_up.run(), name="catch-up"),
                 tasks.create_task(self._gossip_ticks(), name="gossip"),
                 tasks.create_task(self._transport.wait(), name="transport"),
                 tasks.create_task(self._housekeeping(), name="housekeeping"),
@@ -274,12 +265,15 @@ class Node:
                 task.cancel()
 
     async def _replicate(self, effects: Sequence[Effect]) -> None:
+        """Vote and catch up; when one of them stops for safety, both do, and the RPC says why."""
         try:
-            await self._driver.run(effects)
-        except* Halted as group:
-            self._halted = str(group.exceptions[0])
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._driver.run(effects), name="driver")
+                tasks.create_task(self._catch_up.run(), name="catch-up")
+        except* (Halted, Diverged) as group:
+            self._halted = _first_text(group)
             log.error("consensus halted reason=%s", self._halted)
-            self._transport.block(self._transport.connected)
+            self._transport.block(self._known_keys())
 
     # What others ask of a node in the same process.
 
@@ -492,6 +486,13 @@ class _WatchedRouter(Router):
     def peer_connected(self, peer: Peer) -> None:
         super().peer_connected(peer)
         self._changed.set()
+
+
+def _first_text(group: BaseExceptionGroup[BaseException]) -> str:
+    first: BaseException = group
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return str(first)
 
 
 def tune_interpreter() -> None:

@@ -90,7 +90,7 @@ class Service:
         self._catch_up = catch_up
         self._readers = readers
         self._halted = halted
-        self._waiters = Waiters()
+        self._waiters = Waiters(catch_up.stable_height)
         self._feed = EventFeed(self._read_events, chain.height)
         self._stable_height = catch_up.stable_height
         self._progress = (chain.height, time.monotonic())

@@ -50,9 +50,7 @@ class Worker:
             del call, future, function, arguments, result, error
 
 
-_Call = tuple[
-    asyncio.AbstractEventLoop, "asyncio.Future[Any]", Callable[..., Any], tuple[Any, ...]
-]
+_Call = tuple[asyncio.AbstractEventLoop, "asyncio.Future[Any]", Callable[..., Any], tuple[Any, ...]]
 
 
 def _settle(future: "asyncio.Future[Any]", result: object, error: Exception | None) -> None:

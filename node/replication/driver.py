@@ -72,7 +72,11 @@ log = logging.getLogger(__name__)
 STEPS_PER_TURN = 512  # inputs taken before the loop lets others run
 INTAKE_MAX = 8192  # unverified consensus messages waiting, over all peers
 INLINE_CHECKS_MAX = 4  # about half a millisecond
-PAYLOADS_MAX = 64  # answers waiting to be checked
+PAYLOADS_BYTES_MAX = 48 * 1024 * 1024  # of answers waiting to be checked
+READS_PER_PEER_MAX = 4  # payload requests being answered out of the disk
+HEIGHTS_QUOTED_MAX = 64  # twice the window
+SIGNATURE_BYTES = 72  # a signature and its sender's index, encoded
+VOTE_BYTES = 192  # a vote with its signature, encoded
 EVIDENCE_MAX = 1_000  # pairs stored per run: a liar must not fill the disk
 LAZY_FLUSH_S = 0.005
 
@@ -168,14 +172,17 @@ class Driver:
         self._woken = asyncio.Event()
         self._intake: deque[tuple[bytes, Message]] = deque()
         self._intake_woken = asyncio.Event()
-        self._payloads: deque[tuple[bytes, bytes, bytes, tuple[bytes, ...]]] = deque()
+        self._payloads: deque[tuple[bytes, bytes, bytes, tuple[bytes, ...], int]] = deque()
+        self._payloads_bytes = 0
         self._payloads_woken = asyncio.Event()
+        self._reading: list[bytes] = []  # whose payload requests are being answered
+        self._tasks: asyncio.TaskGroup | None = None  # while it runs
         self._executions: deque[Execute] = deque()
         self._execution_woken = asyncio.Event()
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._rows = WriteBatch()  # must be durable with the next Persist
-        self._lazy = WriteBatch()  # may follow when convenient
-        self._sealed: list[SealCertificate] = []  # whose rows are among the lazy ones
+        self._rows = WriteBatch()  # in order; durable with the next Persist or Execute, or soon
+        self._has_new_payload = False  # among the rows
+        self._sealed: list[SealCertificate] = []  # whose certificates are among the rows
         self._flush: asyncio.TimerHandle | None = None
         self._flush_due = False
         self._written: dict[int, set[bytes]] = {}
@@ -202,6 +209,11 @@ class Driver:
 
     def consensus_frame(self, peer: bytes, payload: bytes) -> None:
         """Take one CONSENSUS frame, an encoded message. Raises `InvalidMessage`."""
+        validators = self._schedule.at(self._replica.low + 1)
+        if len(payload) > message_bytes_max(validators.quorum):
+            raise InvalidMessage(
+                f"a message of {len(payload)} bytes among {validators.n} validators"
+            )
         self._take(peer, decode(payload))
 
     def proposal_frame(self, peer: bytes, payload: bytes) -> None:
@@ -219,20 +231,38 @@ class Driver:
     def payload_frame(self, peer: bytes, payload: bytes) -> None:
         """Take one PAYLOAD frame, an answer to our request. Raises `InvalidMessage`."""
         digest, batch, bodies = decode_payload(payload)
-        if self._desk.wants(digest) and len(self._payloads) < PAYLOADS_MAX:
-            self._payloads.append((peer, digest, batch, bodies))
+        if self._desk.wants(digest) and self._payloads_bytes < PAYLOADS_BYTES_MAX:
+            self._payloads_bytes += len(payload)
+            self._payloads.append((peer, digest, batch, bodies, len(payload)))
             self._payloads_woken.set()
 
     def payload_request_frame(self, peer: bytes, payload: bytes) -> None:
         """Answer one FETCH_PAYLOAD frame. Raises `InvalidMessage`."""
         height, digest, missing = decode_payload_request(payload)
-        known = self._desk.payload(digest) or self._read_payload(height, digest)
-        if known is None or known.batch is None:
-            return
-        wanted = set(missing)
-        bodies = [t.raw for t in known.transactions if not missing or t.digest in wanted]
-        frame = encode_payload(digest, known.batch.encode(), bodies)
-        self._links.send(peer, Kind.PAYLOAD, frame, Priority.PAYLOAD)
+        known = self._desk.payload(digest)
+        if known is not None:
+            self._send_payload(peer, known, missing)
+        elif self._tasks is not None and self._reading.count(peer) < READS_PER_PEER_MAX:
+            self._reading.append(peer)
+            self._tasks.create_task(self._send_stored(peer, height, digest, missing))
+
+    async def _send_stored(
+        self, peer: bytes, height: int, digest: bytes, missing: tuple[bytes, ...]
+    ) -> None:
+        """Answer out of the disk; what a peer asks beyond its share, it will ask again."""
+        try:
+            stored = await asyncio.to_thread(self._read_payload, height, digest)
+        finally:
+            self._reading.remove(peer)
+        if stored is not None:
+            self._send_payload(peer, stored, missing)
+
+    def _send_payload(self, peer: bytes, known: Payload, missing: tuple[bytes, ...]) -> None:
+        if known.batch is not None:
+            wanted = set(missing)
+            bodies = [t.raw for t in known.transactions if not missing or t.digest in wanted]
+            frame = encode_payload(known.digest, known.batch.encode(), bodies)
+            self._links.send(peer, Kind.PAYLOAD, frame, Priority.PAYLOAD)
 
     async def run(self, effects: Sequence[Effect]) -> None:
         """Perform `effects` (what `Replica.start` returned), then work until cancelled.
@@ -241,11 +271,13 @@ class Driver:
         """
         try:
             async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
                 tasks.create_task(self._consensus_loop(effects), name="consensus")
                 tasks.create_task(self._execution_loop(), name="execution")
                 tasks.create_task(self._verification_loop(), name="verification")
                 tasks.create_task(self._payload_loop(), name="payloads")
         finally:
+            self._tasks = None
             self._close()
 
     # The consensus loop.
@@ -285,7 +317,6 @@ class Driver:
             payload = self._proposer.next(
                 height,
                 in_flight=height - 1 - self._chain.height,
-                parent_time_ms=self._chain.head.time_ms,
             )
             if payload is None:
                 return
@@ -309,23 +340,33 @@ class Driver:
                     handle.cancel()
             case ObtainPayload(height, digest, fresh):
                 self._obtain(height, digest, fresh=fresh)
+            case ViewEntered():
+                # Before anything is proposed in the new view; the listener is told in its turn.
+                self._proposer.view_entered(self._replica.proposals())
+                return False
             case _:
                 return False
         return True
 
     async def _perform(self, effects: Sequence[Effect]) -> None:
-        durable = False
+        must_sync = False
         for effect in effects:
-            if isinstance(effect, Persist):
-                self._chain_store.put_wal(self._rows, effect.key, effect.value)
-                durable = True
-            elif isinstance(effect, Forget):
-                self._chain_store.delete_wal(self._lazy, effect.key)
-        if durable:
+            match effect:
+                case Persist(key, value):
+                    self._chain_store.put_wal(self._rows, key, value)
+                    must_sync = True
+                case Forget(key):
+                    self._chain_store.delete_wal(self._rows, key)
+                case Execute():
+                    # The batch may have come after the votes that decided it: no Persist then.
+                    must_sync = must_sync or self._has_new_payload
+                case _:
+                    pass
+        if must_sync:
             await self._write(sync=True)
         for effect in effects:
             self._act(effect)
-        if self._lazy.operations and self._flush is None:
+        if self._rows.operations and self._flush is None:
             loop = asyncio.get_running_loop()
             self._flush = loop.call_later(LAZY_FLUSH_S, self._flush_soon)
 
@@ -356,8 +397,8 @@ class Driver:
 
     async def _write(self, *, sync: bool) -> None:
         rows, self._rows = self._rows, WriteBatch()
-        rows.extend(self._lazy)
-        sealed, self._lazy, self._sealed = self._sealed, WriteBatch(), []
+        sealed, self._sealed = self._sealed, []
+        sync, self._has_new_payload = sync or self._has_new_payload, False
         if self._flush is not None:
             self._flush.cancel()
         self._flush, self._flush_due = None, False
@@ -373,10 +414,11 @@ class Driver:
         if payload.batch is not None:
             put_payload(self._chain_store, self._rows, height, payload)
             self._written.setdefault(height, set()).add(payload.digest)
+            self._has_new_payload = True
 
     def _became_stable(self, certificate: SealCertificate) -> None:
         height = certificate.height
-        self._chain_store.put_certificate(self._lazy, height, encode_certificate(certificate))
+        self._chain_store.put_certificate(self._rows, height, encode_certificate(certificate))
         self._sealed.append(certificate)
 
     def _keep_evidence(self, first: Message, second: Message) -> None:
@@ -385,18 +427,20 @@ class Driver:
             self._evidence_kept += 1
             pair = pack((encode(first), encode(second)))
             name = f"evidence/{hashlib.sha256(pair).hexdigest()[:32]}"
-            self._chain_store.put_meta(self._lazy, name, pair)
+            self._chain_store.put_meta(self._rows, name, pair)
 
     def _drop_superseded(self, height: int, executed: bytes) -> None:
         """Delete payload rows of this height that another view proposed in vain."""
         for digest in self._written.pop(height, set()) - {executed}:
-            self._chain_store.delete_payload(self._lazy, height, digest)
+            self._chain_store.delete_payload(self._rows, height, digest)
             self._desk.release(digest)
 
     # Messages.
 
     def _take(self, peer: bytes, message: Message) -> None:
-        if len(self._intake) < INTAKE_MAX and self._replica.is_relevant(message):
+        # What is verified and waits for the disk counts too, so that a slow disk holds back.
+        waiting = len(self._intake) + len(self._inputs)
+        if waiting < INTAKE_MAX and self._replica.is_relevant(message):
             self._intake.append((peer, message))
             self._intake_woken.set()
 
@@ -433,7 +477,8 @@ class Driver:
             await self._payloads_woken.wait()
             self._payloads_woken.clear()
             while self._payloads:
-                peer, digest, batch, bodies = self._payloads.popleft()
+                peer, digest, batch, bodies, size = self._payloads.popleft()
+                self._payloads_bytes -= size
                 if not await self._desk.received(digest, batch, bodies):
                     self._links.punish(peer, 5, "the payload is not what was asked for")
 
@@ -460,6 +505,11 @@ class Driver:
     # Payloads.
 
     def _obtain(self, height: int, digest: bytes, *, fresh: bool) -> None:
+        if height <= self._chain.height:
+            # Voted for anew, so that others can commit it. It is final, and its rows are here.
+            if self._chain_store.payload_digest(height) == digest:
+                self.feed(PayloadReady(height, digest))
+            return
         if self._desk.payload(digest) is None:
             stored = self._read_payload(height, digest)
             if stored is not None:
@@ -543,3 +593,12 @@ class Driver:
             self._flush.cancel()
         self._desk.close()
         self._thread.close()
+
+
+def message_bytes_max(quorum: int) -> int:
+    """Return the most bytes of an honest message: a NewView with a full window in each ViewChange.
+
+    Decoding is where a liar's megabytes would stop the event loop for seconds.
+    """
+    certificate = SIGNATURE_BYTES * quorum + VOTE_BYTES
+    return quorum * certificate * (HEIGHTS_QUOTED_MAX + 1) + VOTE_BYTES * (HEIGHTS_QUOTED_MAX + 1)

@@ -35,9 +35,7 @@ class Proposer:
         self._policy = policy
         self._reserved: set[int] = set()  # heights; above the executed one
 
-    def next(
-        self, height: int, *, in_flight: int, parent_time_ms: int | None = None
-    ) -> Payload | None:
+    def next(self, height: int, *, in_flight: int) -> Payload | None:
         """Return a payload for `height` and reserve its transactions, or None while waiting.
 
         Its time is the clock's, even when the parent's is later: the block's time is corrected by

@@ -1,9 +1,9 @@
 """The pytest fixture for whoever builds on RadLedger.
 
-    async def test_two_hospitals_agree(testnet):
-        async with testnet(validators=4) as net:
-            done = await net.submit(0, [operation])
-            await net.wait_height(done.height)
+async def test_two_hospitals_agree(testnet):
+    async with testnet(validators=4) as net:
+        done = await net.submit(0, [operation])
+        await net.wait_height(done.height)
 """
 
 from collections.abc import Callable

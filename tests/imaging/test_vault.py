@@ -8,7 +8,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from consensus.wire import pack, unpack
@@ -276,6 +276,7 @@ def test_a_mutated_header_is_damaged_newer_or_wrong_and_never_costs_more_than_it
         fields[4] = data.draw(st.sampled_from([0, 7, 2**21, 2**40, 2**63]))
     if at == 2 and isinstance(fields[2], int):
         fields[2] = data.draw(st.sampled_from([0, -1, 2**20]))
+    assume(pack(tuple(fields)) != header)  # the draw may be the very value that was there
     with pytest.raises((VaultDamaged, VaultTooNew, WrongPassphrase)):
         open_header(pack(tuple(fields)), b"x")
     with pytest.raises((VaultDamaged, VaultTooNew, WrongPassphrase)):

@@ -1,4 +1,4 @@
-"""Whole nodes: a client that waits for the seals of a height gets its answer on every kind of node."""
+"""Whole nodes: waiting for the seals of a height is answered on every kind of node."""
 
 from tests.testnet.test_testnet import QUICK, registration
 

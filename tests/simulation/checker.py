@@ -89,6 +89,24 @@ class Checker:
                 )
             case ViewChange(view=view) | NewView(view=view):
                 self._left[sender] = max(view, self._left.get(sender, 0))
+                if isinstance(message, NewView):
+                    self._begins_rightly(message)
+
+    def _begins_rightly(self, message: NewView) -> None:
+        """A new view carries over what the newest certificates name, and null between (§4.4)."""
+        stable = max(v.stable.height for v in message.view_changes)
+        newest: dict[int, PrePrepare] = {}
+        for certificate in (c for v in message.view_changes for c in v.prepared):
+            vote = certificate.pre_prepare
+            if vote.height > stable and vote.view >= newest.get(vote.height, vote).view:
+                newest[vote.height] = vote
+        heights = range(stable + 1, max(newest, default=stable) + 1)
+        expected = [(h, newest[h].digest if h in newest else NULL_DIGEST) for h in heights]
+        self._expect(
+            [(vote.height, vote.digest) for vote in message.pre_prepares] == expected,
+            f"validator {message.sender} begins view {message.view} with other batches than its "
+            f"view changes prove: {brief(message)}",
+        )
 
     def _vote(self, sender: int, kind: str, view: int, height: int, digest: bytes) -> None:
         key = (sender, kind, view, height)
