@@ -6,6 +6,7 @@ Encoded values come from the rooms above and go back to them byte for byte.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from storage import schema
@@ -223,6 +224,7 @@ def _payload_key(height: int, digest: bytes) -> bytes:
     return schema.PAYLOAD + schema.height_bytes(height) + schema.digest_bytes(digest)
 
 
+@lru_cache(maxsize=256)
 def _index_prefix(name: str) -> bytes:
     return schema.INDEX + schema.encode_parts((name.encode(),))
 

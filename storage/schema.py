@@ -6,7 +6,7 @@ whole layout with its values.
 """
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from storage.errors import CorruptRecord
 
@@ -88,8 +88,11 @@ def after_prefix(prefix: bytes) -> bytes:
     return kept[:-1] + bytes((kept[-1] + 1,))
 
 
-def encode_parts(parts: Iterable[bytes]) -> bytes:
+def encode_parts(parts: Sequence[bytes]) -> bytes:
     """Return bytes whose order is the order of the tuple of `parts`; no part runs into the next."""
+    joined = _PART_END.join(parts)
+    if parts and b"\x01" not in joined and joined.count(0) == len(parts) - 1:
+        return joined + _PART_END  # nothing to escape
     return b"".join([_escape(part) + _PART_END for part in parts])
 
 

@@ -210,7 +210,7 @@ def as_plain_user(tmp_path):
         yield lambda: None
         return
     for parent in tmp_path.parents:
-        if parent.name.startswith("pytest-"):
+        if parent.name.startswith(("pytest-", "popen-")):
             parent.chmod(0o711)
 
     def become():
