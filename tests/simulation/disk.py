@@ -64,6 +64,10 @@ class Disk:
             self._start()
         return self.submitted
 
+    def has(self, height: int, digest: bytes) -> bool:
+        """Tell whether the batch `digest` is durable for `height`."""
+        return digest in self._heights.get(height, ())
+
     def crash(self) -> None:
         """Cut the power."""
         kept = self._rng.randint(0, len(self._syncing))

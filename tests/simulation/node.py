@@ -79,7 +79,8 @@ class SimNode:
         self._timers: dict[str, int] = {}
         self._timer_count = 0
         self._volatile: dict[bytes, bytes] = {}
-        self._fetching: set[bytes] = set()
+        self._readied: set[tuple[int, bytes]] = set()  # batches answered for in this life
+        self._ordered = 0  # the last height that was to be executed in this life
         self._proposed: dict[int, int] = {}  # work -> view in which we proposed it
         self._proposing = False
         self._pending_said = False
@@ -171,6 +172,7 @@ class SimNode:
         transaction = Transaction()
         if payload is not None:
             transaction.payloads.append(payload)
+            self._readied.add(payload[:2])
         effects = self._guard(lambda: self.replica.step(happened))
         if effects is not None:
             self._take(effects, transaction)
@@ -230,7 +232,6 @@ class SimNode:
             case CancelTimer(name):
                 self._timers.pop(name, None)
             case ObtainPayload(height, digest, fresh):
-                self._fetching.add(digest)
                 self.later(self.rng.uniform(0, 1), self._obtain, height, digest, fresh)
             case Execute(height, digest):
                 self._execute(height, digest)
@@ -334,13 +335,15 @@ class SimNode:
     def _execute(self, height: int, digest: bytes) -> None:
         self.world.trace(self.place, "executes height %d: %s", height, digest)
         if self.honest:
-            has = self.payload(digest) is not None
+            # As in production, a batch is kept by height: having it for another one is no help.
+            has = (height, digest) in self._readied or self.disk.has(height, digest)
+            has = has or height <= self.disk.head  # sync brought it meanwhile
             self.world.checker.committed(self.place, height, digest, self._ordered_head(), has)
         self._ordered = height
         self.executor.submit(Ordered(height, digest))
 
     def _ordered_head(self) -> int:
-        return max(self.disk.head, getattr(self, "_ordered", 0))
+        return max(self.disk.head, self._ordered)
 
     def became_durable(self, height: int, block: Block) -> None:
         """A block was synced to disk: here a client would get its answer."""
