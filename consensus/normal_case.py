@@ -182,15 +182,15 @@ def on_commit(state: State, vote: Commit) -> None:
             return
         slot.commits.remove((first.view, first.digest), vote.sender)
     if slot.commits.add(key, vote) >= state.validators.quorum:
-        _decide(state, slot, vote.digest)
+        _decide(state, slot, vote.view, vote.digest)
 
 
-def _decide(state: State, slot: Slot, digest: bytes) -> None:
+def _decide(state: State, slot: Slot, view: int, digest: bytes) -> None:
     if slot.decided is not None:
         if slot.decided != digest:
             state.halt(f"two digests were committed at height {slot.height}: more than f faulty")
         return
-    slot.decided = digest
+    slot.decided, slot.decided_view = digest, view
     state.touched = True
     if slot.height > state.executed_height and not _is_ready(slot, digest):
         _ask(state, slot, digest, fresh=False)

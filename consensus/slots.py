@@ -58,6 +58,7 @@ class Slot:
         "commit_sent",
         "commits",
         "decided",
+        "decided_view",
         "header",
         "height",
         "payloads",
@@ -83,6 +84,7 @@ class Slot:
         self.commits: Tally[Commit] = Tally()  # by (view, digest)
         self.payloads: dict[bytes, Payload] = {}
         self.decided: bytes | None = None  # the digest that a quorum committed
+        self.decided_view = 0  # the view of that quorum's Commits
         self.header: bytes | None = None  # ours, after execution
         self.seals: Tally[Seal] = Tally()  # by header
         self.accused: set[tuple[type, int, int]] = set()  # (kind, view, sender)

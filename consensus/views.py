@@ -158,7 +158,9 @@ def accept_carried_over(state: State) -> None:
     """Accept the NewView's proposals inside the window; again whenever the window moved.
 
     Heights that were executed take part too, so that others can commit them; their digest cannot
-    differ from what was committed unless more than f validators are faulty.
+    differ from what was committed in an earlier view unless more than f validators are faulty.
+    It can differ from what this view committed: a lying primary may begin one view with several
+    quorums of ViewChanges, and of what those leave open, ours may not be what the others got.
     """
     if state.new_view is None or not state.active:
         return
@@ -167,7 +169,8 @@ def accept_carried_over(state: State) -> None:
             continue
         slot = state.slot(vote.height)
         if slot.decided not in (None, vote.digest):
-            state.halt(f"a new view proposes another digest than was committed at {vote.height}")
-            return
-        if slot.pre_prepare is None:
+            if slot.decided_view < state.view:
+                state.halt(f"a new view undoes what was committed at height {vote.height}")
+                return
+        elif slot.pre_prepare is None:
             accept(state, vote, carried_over=True)

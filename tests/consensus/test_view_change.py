@@ -11,9 +11,11 @@ from consensus.effects import (
     ObtainPayload,
     Persist,
     Send,
+    Stable,
     ViewEntered,
 )
 from consensus.inputs import (
+    Executed,
     MessageReceived,
     PayloadReady,
     PayloadRefused,
@@ -28,6 +30,7 @@ from consensus.messages import (
     NewView,
     Prepare,
     PrePrepare,
+    Seal,
     ViewChange,
 )
 from tests.consensus.certificates import A, B, change, prepared
@@ -263,6 +266,39 @@ def test_a_new_view_against_an_executed_height_stops_the_node():
     changes = [change(s, prepared(0, 1, B), view=1) for s in (0, 1, 2)]
     effects = replica.step(MessageReceived(new_view_of(cluster, 1, changes)))
     assert only(effects, Halt)
+
+
+@pytest.mark.parametrize("batch", [A, NULL_DIGEST])
+def test_a_primary_that_begins_one_view_twice_stops_nobody(batch):
+    """Another quorum of ViewChanges leaves another digest, or a gap, where B was never committed
+    before; the others committed B in that very view."""
+    cluster, replica = lone(index=3)
+    for sender in (0, 1, 2):
+        receive(cluster, replica, Commit(1, 1, B, sender))
+    held = [prepared(0, 1, A)] if batch == A else []
+    changes = [change(s, *held, prepared(0, 2, A), view=1) for s in (0, 1, 2)]
+    effects = replica.step(MessageReceived(new_view_of(cluster, 1, changes)))
+    effects += replica.step(PayloadReady(2, A))
+    assert not only(effects, Halt)
+    assert only(effects, ViewEntered)
+    assert [vote.height for vote in broadcasts(effects, Prepare)] == [2]
+    assert only(replica.step(PayloadReady(1, B)), Execute) == [Execute(1, B)]
+
+
+def test_a_new_view_of_several_stops_nobody_when_the_window_moves():
+    cluster, replica = lone(index=3)
+    changes = [change(s, prepared(0, 1, A), prepared(0, 3, A), view=1) for s in (0, 1, 2)]
+    replica.step(MessageReceived(new_view_of(cluster, 1, changes)))  # height 2 is a gap
+    for height, batch in ((1, A), (2, B)):
+        replica.step(PayloadReady(height, batch))
+        for sender in (0, 1, 2):
+            receive(cluster, replica, Commit(1, height, batch, sender))
+    effects = replica.step(Executed(1, digest("header")))
+    for sender in (0, 1, 2):
+        effects += receive(cluster, replica, Seal(1, digest("header"), sender))
+    assert only(effects, Stable)
+    assert not only(effects, Halt)
+    assert Execute(2, B) in effects or ObtainPayload(2, B, False) in effects
 
 
 def test_two_committed_digests_stop_the_node():
