@@ -28,7 +28,7 @@ HEADER_TAG = b"radledger/header/1"
 OK = "ok"  # the code of a successful receipt
 
 CODE = re.compile(r"[a-z][a-z0-9_]{0,63}")
-RULE = re.compile(r"[a-z0-9_.:-]{0,64}")
+RULE = re.compile(r"[a-z0-9_.:/-]{0,80}")  # e.g. "north/treatment", "consent"
 EVENT_NAME = re.compile(r"[a-z][a-z0-9_.]{0,63}")
 SEALS_MAX = 256
 # What a block adds to its bodies: digests in the batch, lengths, header and certificate.

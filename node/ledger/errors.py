@@ -1,4 +1,4 @@
-"""Errors of the ledger room, and every code that a client or a receipt can show.
+"""Errors of the ledger room, and every code that a client can be refused with.
 
 A code is stable: clients branch on it, documentation explains it, and the codes of rejections are
 hashed into receipts. Sentences may be reworded at any time and are never hashed.
@@ -28,24 +28,11 @@ TEMPORARY: dict[str, str] = {
     "duplicate": "a transaction with this id waits already or was just executed",
     "quota_exceeded": "the institution has as much waiting as one institution may have",
     "mempool_full": "the node holds as many waiting transactions as it may",
+    "cannot_prove": "the ledger does not show what was to be proved",
     "busy": "more transactions wait for their check than the node may hold",
 }
 
 REFUSALS: dict[str, str] = PERMANENT | TEMPORARY
-
-# Codes of contracts. A failed receipt carries one of these or of REFUSALS: what was true when a
-# transaction was let in need not be true when it is executed.
-REJECTIONS: dict[str, str] = {
-    "not_custodian": "another institution keeps the study",
-    "root_conflict": "the study's current root is not the one that the amendment succeeds",
-    "root_exists": "another version of a study has this root",
-    "source_retired": "the study that this one derives from is retired",
-    "source_unknown": "the study that this one derives from is not registered",
-    "study_exists": "a study with this id is registered",
-    "study_retired": "the study is retired",
-    "study_unknown": "no study with this id is registered",
-    "version_conflict": "the version does not follow the study's current one",
-}
 
 
 class Refused(Exception):

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from consensus.errors import InvariantViolation, require
 from consensus.messages import NULL_DIGEST
 from consensus.validators import ValidatorSchedule
-from node.ledger import accounts, merkle
+from node.ledger import accounts, membership, merkle
+from node.ledger.accounts import Get
 from node.ledger.block import (
     Batch,
     Event,
@@ -49,6 +50,7 @@ class ExecutedBlock:
     transactions: tuple[Transaction, ...]
     receipts: tuple[Receipt, ...]  # one for each transaction, in order
     frontier: Frontier  # the history tree with this block's header
+    changes_nodes: bool = False  # validators were planned, or observers came or went
 
     @property
     def header_digest(self) -> bytes:
@@ -62,7 +64,8 @@ class Executor:
     def __init__(
         self, chain: ChainStore, tree: StateTree, genesis: Genesis, schedule: ValidatorSchedule
     ) -> None:
-        """Take up the chain where the store left it.
+        """Take up the chain where the store left it. `schedule` has the set of the genesis; all
+        others that the state has planned are put into it here, and those to come by `execute`.
 
         Raises `StorageError` for the database of another chain, `CorruptRecord` for a damaged one.
         """
@@ -91,11 +94,16 @@ class Executor:
         return self._head  # type: ignore[return-value]
 
     def initialise(self, out: WriteBatch) -> ExecutedBlock:
-        """Return the block of height 0 with the genesis accounts; append its rows to `out`."""
+        """Return the block of height 0 with the accounts and nodes of the genesis; append its rows
+        to `out`."""
         require(self._head is None, "the chain is initialised already")
         view = StateView(self._chain.state_value)
-        for key, value in accounts.genesis_state(self._genesis).items():
+        rows = accounts.genesis_state(self._genesis) | membership.genesis_rows(self._genesis)
+        for key, value in rows.items():
             view.put(key, value)
+        index = accounts.genesis_index(self._genesis) + membership.genesis_index(self._genesis)
+        for row in index:
+            view.index(*row)
         return self._complete(0, self._genesis.time_ms, None, (), [], view, out)
 
     def execute(
@@ -151,6 +159,9 @@ class Executor:
         require(self._pending is None, "the block before was neither adopted nor discarded")
         encoded = [receipt.encode() for receipt in receipts]
         changes = view.changes()
+        changes_nodes = self._plan(view.get, height) or any(
+            row[0] == membership.INDEX_OBSERVER for row in view.index_changes()
+        )
         header = Header(
             chain_id=self._chain_id,
             height=height,
@@ -169,6 +180,7 @@ class Executor:
             transactions,
             tuple(receipts),
             self._frontier.with_leaf(merkle.leaf_hash(header.digest)),
+            changes_nodes,
         )
         self._append_rows(executed, encoded, changes, view, out)
         return executed
@@ -201,6 +213,22 @@ class Executor:
                 chain.put_index(out, name, parts, row)
         chain.put_meta(out, FRONTIER, executed.frontier.encode())
 
+    def _plan(self, get: Get, height: int) -> bool:
+        """Put the sets into the schedule that the state after `height` has and it has not; return
+        whether there were any.
+
+        Should the block be discarded, nothing is lost: the node computes the same one again.
+        """
+        known, count = len(self._schedule.sets()), membership.set_count(get)
+        for index in range(known, count):
+            planned = membership.planned_set(get, index)
+            require(
+                planned.height >= height + membership.CHANGE_DELAY,
+                f"height {height} changes the validators of height {planned.height}: too soon",
+            )
+            self._schedule.plan(planned.height, planned.validator_set())
+        return count > known
+
     def _load(self, height: int) -> None:
         first, head = _stored_header(self._chain, 0), _stored_header(self._chain, height)
         if first.chain_id != self._chain_id:
@@ -213,8 +241,24 @@ class Executor:
                 f"the state in the database is not that of its head at height {height}; "
                 "restore a backup or sync anew"
             )
+        self._load_sets(head)
         self._frontier = _stored_frontier(self._chain, height)
         self._head = head
+
+    def _load_sets(self, head: Header) -> None:
+        get, schedule = self._chain.state_value, self._schedule
+        for index in range(len(schedule.sets()), membership.set_count(get)):
+            planned = membership.planned_set(get, index)
+            schedule.plan(planned.height, planned.validator_set())
+        sets = schedule.at(head.height), schedule.at(head.height + 1)
+        if tuple(each.digest for each in sets) != (
+            head.validators_digest,
+            head.next_validators_digest,
+        ):
+            raise CorruptRecord(
+                f"the validators in the state are not those of the head at height {head.height}; "
+                "restore a backup or sync anew"
+            )
 
 
 class _BlockRun:
@@ -244,22 +288,20 @@ class _BlockRun:
         code = self._refusal(transaction)
         if code is not None:
             return Receipt(transaction.id, code)
-        roles = accounts.member_roles(
-            self._view.get, transaction.institution, transaction.member_key
-        )
+        institution, member_key = transaction.institution, transaction.member_key
+        roles = accounts.member_roles(self._view.get, institution, member_key, self._height)
         if roles is None:
-            code = accounts.sender_refusal(
-                self._view.get, transaction.institution, transaction.member_key
-            )
+            code = accounts.sender_refusal(self._view.get, institution, member_key, self._height)
             return Receipt(transaction.id, code)
         context = Context(
             self._view,
             self._height,
             self._time_ms,
             position,
-            transaction.institution,
-            transaction.member_key,
+            institution,
+            member_key,
             roles,
+            self._chain_id,
         )
         savepoint = self._view.checkpoint()
         try:
@@ -302,7 +344,7 @@ def refusal(
     code = _validity_refusal(transaction, height, limits.validity_heights_max)
     if code is not None:
         return _refused(code)
-    sender = chain.state_value, transaction.institution, transaction.member_key
+    sender = chain.state_value, transaction.institution, transaction.member_key, height
     roles = accounts.member_roles(*sender)
     if roles is None:
         return _refused(accounts.sender_refusal(*sender))

@@ -3,7 +3,7 @@
 Its canonical encoding, hashed, is the chain id, which every transaction, vote and header names:
 
     pack((version, name, time_ms, protocol_version, ((parameter, value), ...),
-          ((institution, display_name, ((member_key, (role, ...)), ...)), ...),
+          ((institution, display_name, country, ((member_key, (role, ...)), ...)), ...),
           ((institution, node_key, certificate), ...),      validators, in voting order
           ((institution, node_key, certificate), ...)))     observers
 
@@ -23,14 +23,25 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from consensus.messages import PROTOCOL_VERSION
 from consensus.validators import Validator, ValidatorSet
 from consensus.wire import NotCanonical, Value, pack, unpack
+from node.ledger.contracts.vocabulary import COUNTRIES, COUNTRY_NOT_STATED
 from node.ledger.errors import InvalidGenesis
 from node.ledger.limits import LIMIT_NAMES, TIME_MS_MAX, Limits
 from node.ledger.transaction import INSTITUTION
 from node.ledger.verifier import is_sound_key
 
-GENESIS_VERSION = 1
+GENESIS_VERSION = 2
 GENESIS_TAG = b"radledger/genesis/1"
-ROLES = frozenset({"administrator", "auditor", "clinician", "gateway", "patient", "researcher"})
+ROLES = frozenset(
+    {
+        "administrator",
+        "auditor",
+        "clinician",
+        "data_protection_officer",
+        "gateway",
+        "patient",
+        "researcher",
+    }
+)
 
 CHAIN_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 DISPLAY_NAME_MAX = 128  # characters
@@ -60,6 +71,7 @@ class Institution:
     name: str  # the slug that transactions carry
     display_name: str
     members: tuple[Member, ...]
+    country: str = COUNTRY_NOT_STATED  # where it is, for policies on what crosses a border
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +105,12 @@ class Genesis:
                 self.protocol_version,
                 tuple((name, getattr(self.limits, name)) for name in LIMIT_NAMES),
                 tuple(
-                    (i.name, i.display_name, tuple((m.public_key, m.roles) for m in i.members))
+                    (
+                        i.name,
+                        i.display_name,
+                        i.country,
+                        tuple((m.public_key, m.roles) for m in i.members),
+                    )
                     for i in self.institutions
                 ),
                 _node_rows(self.validators),
@@ -127,6 +144,29 @@ class Genesis:
         ]
 
 
+def is_display_name(name: str) -> bool:
+    """Return whether `name` can be shown to people as the name of an institution."""
+    return 1 <= len(name) <= DISPLAY_NAME_MAX and name.isprintable()
+
+
+def certified_key(certificate: bytes) -> bytes | None:
+    """Return the Ed25519 key (32 bytes) of a certificate in DER, or None if it is not such a one.
+
+    Later releases of the library refuse to load a serial number that RFC 5280 §4.1.2.2 forbids;
+    all nodes do so, whatever their release.
+    """
+    if len(certificate) > CERTIFICATE_BYTES_MAX:
+        return None
+    try:
+        loaded = x509.load_der_x509_certificate(certificate)
+        key = loaded.public_key()
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
+        return None
+    if not isinstance(key, Ed25519PublicKey) or loaded.serial_number <= 0:
+        return None
+    return key.public_bytes_raw()
+
+
 def raise_problems(problems: Sequence[Problem]) -> None:
     """Raise `InvalidGenesis` with all of `problems`, if there are any."""
     if problems:
@@ -157,9 +197,10 @@ def _institution_problems(institutions: Sequence[Institution]) -> Iterator[Probl
         if INSTITUTION.fullmatch(institution.name) is None:
             yield f"{place}.name", f"must match {INSTITUTION.pattern}"
         yield from _repeat_problem(f"{place}.name", institution.name, names)
-        display = institution.display_name
-        if not 1 <= len(display) <= DISPLAY_NAME_MAX or not display.isprintable():
+        if not is_display_name(institution.display_name):
             yield f"{place}.display_name", f"must be 1 to {DISPLAY_NAME_MAX} printable characters"
+        if COUNTRIES.fullmatch(institution.country) is None:
+            yield f"{place}.country", "must be two letters of ISO 3166-1, or ZZ if it is not stated"
         yield from _count_problems(f"{place}.members", institution.members, 0, MEMBERS_MAX)
         for member_place, member in _places(f"{place}.members", institution.members):
             yield from _key_problems(f"{member_place}.public_key", member.public_key)
@@ -201,20 +242,8 @@ def _identity_problems(
     yield from _repeat_problem(f"{place}.public_key", node.public_key, keys)
     if len(node.certificate) > CERTIFICATE_BYTES_MAX:
         yield f"{place}.certificate", f"has more than {CERTIFICATE_BYTES_MAX} bytes"
-    elif _certified_key(node.certificate) != node.public_key:
+    elif certified_key(node.certificate) != node.public_key:
         yield f"{place}.certificate", "is not a certificate (X.509, DER) for public_key"
-
-
-def _certified_key(certificate: bytes) -> bytes | None:
-    try:
-        loaded = x509.load_der_x509_certificate(certificate)
-        key = loaded.public_key()
-    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
-        return None
-    # Later releases of the library refuse to load what RFC 5280 §4.1.2.2 forbids; all nodes do so.
-    if not isinstance(key, Ed25519PublicKey) or loaded.serial_number <= 0:
-        return None
-    return key.public_bytes_raw()
 
 
 def _key_problems(place: str, public_key: bytes) -> Iterator[Problem]:
@@ -286,8 +315,8 @@ def _decode_limits(rows: tuple[Value, ...]) -> Limits:
 
 def _decode_institution(value: Value) -> Institution:
     match value:
-        case (str() as name, str() as display_name, tuple() as members):
-            return Institution(name, display_name, tuple(map(_decode_member, members)))
+        case (str() as name, str() as display_name, str() as country, tuple() as members):
+            return Institution(name, display_name, tuple(map(_decode_member, members)), country)
     raise _not_a("institution")
 
 

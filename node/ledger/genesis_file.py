@@ -85,6 +85,7 @@ def to_json(genesis: Genesis) -> str:
             {
                 "name": institution.name,
                 "display_name": institution.display_name,
+                "country": institution.country,
                 "members": [
                     {"public_key": member.public_key.hex(), "roles": list(member.roles)}
                     for member in institution.members
@@ -158,11 +159,12 @@ class _Reader:
         )
 
     def _institution(self, place: str, value: object) -> Institution:
-        row = self._table(place, value, ("name", "display_name", "members"))
+        row = self._table(place, value, ("name", "display_name", "country", "members"))
         return Institution(
             self._text(row, place, "name"),
             self._text(row, place, "display_name"),
             self._rows(row, place, "members", self._member),
+            self._text(row, place, "country"),
         )
 
     def _member(self, place: str, value: object) -> Member:

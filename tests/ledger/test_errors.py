@@ -4,7 +4,9 @@ import ast
 from pathlib import Path
 
 import node
-from node.ledger.errors import PERMANENT, REFUSALS, REJECTIONS, TEMPORARY, Refused, Rejected
+from node.ledger.contracts import table
+from node.ledger.contracts.table import REJECTIONS
+from node.ledger.errors import PERMANENT, REFUSALS, TEMPORARY, Refused, Rejected
 
 SOURCES = sorted(Path(node.__file__).parent.rglob("*.py"))
 
@@ -41,6 +43,10 @@ def test_every_rejection_is_in_the_table():
 def test_no_code_means_two_things():
     assert not PERMANENT.keys() & TEMPORARY.keys()
     assert not REFUSALS.keys() & REJECTIONS.keys()
+    for contract in table._CONTRACTS:
+        for code, sentence in contract.REJECTIONS.items():
+            if code in REJECTIONS:
+                assert sentence == REJECTIONS[code], (contract.__name__, code)
 
 
 def test_only_what_no_state_could_change_is_permanent():

@@ -5,6 +5,7 @@ import pytest
 from consensus.errors import InvariantViolation
 from consensus.messages import NULL_DIGEST
 from consensus.validators import ValidatorSchedule, ValidatorSet
+from consensus.wire import pack
 from node.ledger import accounts, merkle
 from node.ledger.block import Batch, Header, Receipt, receipts_root
 from node.ledger.contracts import table
@@ -58,7 +59,7 @@ def test_genesis_block_holds_the_accounts_and_nothing_else(chain):
     assert head.transactions_root == head.receipts_root == head.history_root == merkle.EMPTY_ROOT
     assert head.state_root == chain.tree.root != StateTree(MemoryStore()).root
     get = chain.chain.state_value
-    assert accounts.member_roles(get, "charite", READER) == {"auditor", "researcher"}
+    assert accounts.member_roles(get, "charite", READER, 1) == {"auditor", "researcher"}
     assert (chain.chain.head(), chain.chain.receipts(0)) == (0, [])
 
 
@@ -208,12 +209,12 @@ def test_what_cannot_be_carried_out_gets_a_failed_receipt(chain, change, operati
     [
         (
             accounts.institution_key("charite"),
-            accounts.encode_institution(active=False),
+            pack(accounts.new_institution("Charité", "DE", 0, active=False)),
             "institution_suspended",
         ),
         (
             accounts.member_key("charite", READER),
-            accounts.encode_member(["gateway"], active=False),
+            pack(accounts.new_member(["gateway"], active=False)),
             "member_suspended",
         ),
     ],

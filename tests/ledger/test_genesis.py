@@ -54,10 +54,25 @@ def test_the_order_of_roles_in_the_file_does_not_matter():
     assert genesis_file.from_json(json.dumps(changed).encode()).chain_id == GENESIS.chain_id
 
 
+def test_a_country_that_is_not_stated_is_zz():
+    assert [each.country for each in GENESIS.institutions] == ["CH", "NO", "ZZ"]
+    assert [each["country"] for each in document()["institutions"]] == ["CH", "NO", "ZZ"]
+    changed = document()
+    del changed["institutions"][2]["country"]
+    assert problems_of(changed) == ["institutions[2].country: is missing"]
+
+
 @pytest.mark.parametrize(
     "other",
     [
         replace(GENESIS, name="other"),
+        replace(
+            GENESIS,
+            institutions=(
+                replace(GENESIS.institutions[0], country="DE"),
+                *GENESIS.institutions[1:],
+            ),
+        ),
         replace(GENESIS, time_ms=GENESIS.time_ms + 1),
         replace(GENESIS, limits=Limits(operations_max=255)),
         replace(GENESIS, institutions=GENESIS.institutions[::-1]),
@@ -114,6 +129,8 @@ def with_institution(**changes):
         (with_institution(name="st-anna"), "institutions[2].name"),
         (with_institution(display_name=""), "institutions[2].display_name"),
         (with_institution(display_name="a\x1b[2J"), "institutions[2].display_name"),
+        (with_institution(country="ch"), "institutions[2].country"),
+        (with_institution(country="CHE"), "institutions[2].country"),
         (with_member(public_key=bytes(31)), "institutions[0].members[0].public_key"),
         (with_member(public_key=SMALL_ORDER), "institutions[0].members[0].public_key"),
         (with_member(public_key=make.public("n")), "institutions[1].members[0].public_key"),
@@ -277,8 +294,8 @@ def test_a_wrong_field_is_refused(position, value):
 
 
 def test_another_version_is_refused_with_both_versions_named():
-    with pytest.raises(InvalidGenesis, match="version 2; this program knows version 1"):
-        Genesis.decode(pack((2, "whatever")))
+    with pytest.raises(InvalidGenesis, match="version 3; this program knows version 2"):
+        Genesis.decode(pack((3, "whatever")))
 
 
 def test_the_defaults_are_within_the_bounds():

@@ -13,7 +13,7 @@ from consensus.messages import SealCertificate
 from consensus.wire import pack, unpack
 from node.ledger import queries
 from node.ledger.block import encode_certificate
-from node.ledger.queries import BadQuery, Queries, StudyQuery, StudyVersion
+from node.ledger.queries import BadQuery, Queries, StudyQuery, StudyVersion, studies
 from storage import schema
 from storage.chain import ChainStore
 from storage.errors import CorruptRecord
@@ -91,8 +91,8 @@ def test_a_study_shows_custody_versions_derived_objects_and_heights(chain):
 
 
 def test_the_lists_of_a_study_are_bounded(chain, monkeypatch):
-    monkeypatch.setattr(queries, "VERSIONS_MAX", 2)
-    monkeypatch.setattr(queries, "DERIVED_MAX", 2)
+    monkeypatch.setattr(studies, "VERSIONS_MAX", 2)
+    monkeypatch.setattr(studies, "DERIVED_MAX", 2)
     chain.add(transaction(register("a"), amend("a", 2), amend("a", 3)))
     chain.add(transaction(*(derive(f"d{i}", "a") for i in range(3))))
     view = reader(chain).study(study_id("a"))
@@ -250,40 +250,40 @@ FACETS = [
 
 @pytest.mark.parametrize("limit", [1, 7, 200])
 def test_every_question_is_answered_whole_newest_first(consortium, limit):
-    chain, studies = consortium
+    chain, known = consortium
     for query in FACETS:
         found = pages(chain, replace(query, limit=limit))
         assert all(len(page) <= limit for page in found)
-        assert list(itertools.chain(*found)) == expected(studies, query)
+        assert list(itertools.chain(*found)) == expected(known, query)
 
 
 @pytest.mark.parametrize(
     ("low", "high"), [(None, 5), (5, None), (5, 9), (7, 7), (20, 20), (0, 0), (21, None)]
 )
 def test_heights_bound_the_answer_on_both_sides(consortium, low, high):
-    chain, studies = consortium
+    chain, known = consortium
     for query in FACETS[::5]:
         query = replace(query, height_from=low, height_to=high, limit=3)
-        assert list(itertools.chain(*pages(chain, query))) == expected(studies, query)
+        assert list(itertools.chain(*pages(chain, query))) == expected(known, query)
 
 
 def test_the_last_full_page_has_no_next_one(consortium):
-    chain, studies = consortium
-    retired = [s for s in studies if s.status == "retired"]
+    chain, known = consortium
+    retired = [s for s in known if s.status == "retired"]
     page = queries.search(chain.chain, StudyQuery(status="retired", limit=len(retired)))
     assert (list(page.studies), page.next_cursor) == (retired, None)
 
 
 def test_the_work_for_one_page_is_bounded_and_the_search_still_ends(consortium, monkeypatch):
-    chain, studies = consortium
-    read, decode = [], queries.study_contract.decode_study
-    monkeypatch.setattr(queries, "ROWS_MAX", 10)
+    chain, known = consortium
+    read, decode = [], studies.study_contract.decode_study
+    monkeypatch.setattr(studies, "ROWS_MAX", 10)
     monkeypatch.setattr(
-        queries.study_contract, "decode_study", lambda row: read.append(row) or decode(row)
+        studies.study_contract, "decode_study", lambda row: read.append(row) or decode(row)
     )
     query = StudyQuery(custodian="charite", subject_id=SUBJECTS[0], status="retired", limit=50)
     found = pages(chain, query)
-    assert list(itertools.chain(*found)) == expected(studies, query)
+    assert list(itertools.chain(*found)) == expected(known, query)
     assert len(read) <= 10 * len(found)
     assert len(found) > 2
 
@@ -369,3 +369,28 @@ def test_any_cursor_is_taken_or_refused(consortium, text, data):
             queries.search(chain.chain, StudyQuery(limit=1, cursor=cursor))
         except BadQuery:
             continue
+
+
+def test_a_study_shows_that_it_was_erased_offered_or_classified(chain):
+    chain.add(transaction(*(register(each) for each in "abcd")))
+    erase = ("study.erase", study_id("a"), "subject_request")
+    offer = ("study.offer", study_id("b"), "ukaachen")
+    classify = ("study.classify", study_id("c"), "V")
+    codes = chain.codes(
+        *(transaction(each) for each in (erase, offer, classify)),
+        transaction(retire("d")),
+    )
+    assert codes == ["ok"] * 4
+
+    def found(**asked):
+        return [study.id for study in queries.search(chain.chain, StudyQuery(**asked)).studies]
+
+    assert found(status="erased") == [study_id("a")]
+    assert found(status="retired") == [study_id("d")]
+    assert found(status="active") == [study_id("c"), study_id("b")]
+    assert found(offered_to="ukaachen") == [study_id("b")]
+    assert found(offered_to="charite") == []
+    view = reader(chain)
+    assert view.study(study_id("a")).summary.erased_height == 2
+    assert view.study(study_id("b")).summary.offered_to == "ukaachen"
+    assert view.study(study_id("c")).summary.confidentiality == "V"

@@ -77,8 +77,9 @@ def genesis() -> Genesis:
                     Member(public("st-anna gateway"), ("gateway",)),
                     Member(public("st-anna admin"), ("administrator", "clinician")),
                 ),
+                "CH",
             ),
-            Institution("north", "Northern Hospital", (Member(public("n"), ("gateway",)),)),
+            Institution("north", "Northern Hospital", (Member(public("n"), ("gateway",)),), "NO"),
             Institution("university", "University", ()),
         ),
         validators=(

@@ -13,6 +13,9 @@ from consensus.wire import Value
 from node.ledger.block import Event
 from node.ledger.state import StateView
 
+# (study id, ordinal, number of the event in its receipt): what happened to a study after it began.
+INDEX_TRAIL = "study_trail"
+
 
 @dataclass(frozen=True, slots=True)
 class OperationKind:
@@ -28,6 +31,7 @@ class Context:
     """What one transaction's operations see of the world, and where they leave their effects."""
 
     __slots__ = (
+        "chain_id",
         "events",
         "height",
         "institution",
@@ -48,6 +52,7 @@ class Context:
         institution: str,
         member_key: bytes,
         roles: frozenset[str],
+        chain_id: bytes = b"",
     ) -> None:
         self.state = state
         self.height = height
@@ -56,11 +61,18 @@ class Context:
         self.institution = institution
         self.member_key = member_key  # 32 bytes
         self.roles = roles
+        self.chain_id = chain_id  # 32 bytes, for what is signed outside of transactions
         self.operation = 0  # index in the transaction; the executor moves it on
         self.events: list[Event] = []
 
-    def emit(self, name: str, *fields: Value) -> None:
-        """Record an event; it is kept only if the whole transaction succeeds."""
+    def emit(self, name: str, *fields: Value, about: bytes | None = None) -> None:
+        """Record an event; it is kept only if the whole transaction succeeds.
+
+        `about` is the study whose audit trail shows the event.
+        """
+        if about is not None:
+            number = len(self.events)
+            self.index(INDEX_TRAIL, (about, self.ordinal(), _sortable(number)))
         self.events.append(Event(name, self.operation, fields))
 
     def index(self, name: str, parts: tuple[bytes, ...], value: bytes = b"") -> None:

@@ -13,9 +13,11 @@ from node.ledger.errors import Refused
 ID_BYTES = 16
 DIGEST_BYTES = 32
 
-# Bytes of which record numbers, names and UIDs consist. Sixteen random bytes are all of these once
-# in over a thousand million times; a name or number put in an id's place always is.
-_TEXT = bytes(b for b in range(128) if b == 0 or bytes((b,)).isalnum() or bytes((b,)) in b" ^.-_/")
+# Bytes of which record numbers, names, dates and UIDs consist. Sixteen random bytes are all of
+# these once in over two hundred million times; a name or number put in an id's place always is.
+_TEXT = bytes(
+    b for b in range(128) if b == 0 or bytes((b,)).isalnum() or bytes((b,)) in b" ^.-_/,:;'()"
+)
 # Without dots and without runs of five digits: neither a UID nor a record number is a model name.
 _MODEL_NAME = re.compile(r"(?=.{1,48}\Z)(?!.*\d{5})[a-z][a-z0-9]*(?:[-_/][a-z0-9]+)*")
 _MODEL_VERSION = re.compile(r"\d{1,4}(?:\.\d{1,4}){0,3}(?:-[a-z]{1,8}\d{0,3})?")

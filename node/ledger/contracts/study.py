@@ -1,4 +1,6 @@
-"""Studies: registered, amended into new versions, derived from one another, retired.
+"""Studies: registered, amended into new versions, classified, derived from one another, retired.
+
+How a study changes its custodian is in `study_transfer`, how it is erased in `study_erasure`.
 
 State, all values canonical msgpack and led by the record format:
 
@@ -11,12 +13,18 @@ previous root by whoever computes it (imaging); here it is an opaque commitment,
 
 Index rows, for queries only. `ordinal` is that of the registration: all lists have one order,
 newest last, whatever happens to a study later, so a reader who pages misses and repeats nothing.
+(One whose custodian changes moves from list to list, and keeps its place in the order.)
 
-    study_custodian (custodian, ordinal)            -> study id
-    study_subject   (subject id, ordinal)           -> study id
-    study_kind      (modality, region, ordinal)     -> study id
-    study_retired   (ordinal)                       -> study id
+    study_custodian (custodian, ordinal)            -> listing
+    study_subject   (subject id, ordinal)           -> listing
+    study_kind      (modality, region, ordinal)     -> listing
+    study_retired   (ordinal)                       -> listing
+    study_erased    (ordinal)                       -> listing
+    study_offered   (institution, ordinal)          -> listing
     study_derived   (source study id, ordinal)      -> study id
+
+A listing is the study id and "custodian/modality/region", so that a search which filters by these
+passes over a row without reading the study.
 """
 
 from typing import NamedTuple
@@ -25,6 +33,7 @@ from consensus.wire import NotCanonical, Value, pack, unpack
 from node.ledger.contracts import forms
 from node.ledger.contracts.base import Context, OperationKind
 from node.ledger.contracts.vocabulary import (
+    CONFIDENTIALITY,
     DERIVATION_KINDS,
     INSTANCE_BUCKET_MAX,
     MODALITIES,
@@ -35,16 +44,20 @@ from node.ledger.contracts.vocabulary import (
 from node.ledger.errors import Refused, Rejected
 from storage.errors import CorruptRecord
 
-RECORD_FORMAT = 1
+STUDY_FORMAT = 2
+VERSION_FORMAT = 1
 VERSION_MAX = 65_535
 STUDY_ROLES = frozenset({"administrator", "clinician", "gateway"})
+CLASSIFY_ROLES = STUDY_ROLES | {"data_protection_officer"}
 
 REJECTIONS = {
     "study_unknown": "no study with this id is registered",
     "study_exists": "a study with this id is registered already; ids are used once",
     "study_retired": "the study is retired; it takes no change",
+    "study_erased": "the study is erased; all that can follow is an attestation of that",
     "source_unknown": "no study with the source's id is registered",
     "source_retired": "the source is retired; nothing new is derived from it",
+    "source_erased": "the source is erased; nothing new is derived from it",
     "not_custodian": "the sender's institution is not the custodian of the study or source",
     "root_exists": "a version with this root is registered already; roots are used once",
     "version_conflict": "an amendment's version is the current one plus one",
@@ -55,7 +68,9 @@ INDEX_CUSTODIAN = "study_custodian"
 INDEX_SUBJECT = "study_subject"
 INDEX_KIND = "study_kind"
 INDEX_RETIRED = "study_retired"
+INDEX_ERASED = "study_erased"
 INDEX_DERIVED = "study_derived"
+INDEX_OFFERED = "study_offered"
 
 
 class Model(NamedTuple):
@@ -90,6 +105,9 @@ class Study(NamedTuple):
     changed_height: int
     retired: str | None  # the reason
     derivation: Derivation | None
+    confidentiality: str = "N"  # of CONFIDENTIALITY; what policies ask for
+    offered_to: str | None = None  # the institution that may become its custodian
+    erased_height: int | None = None  # never without a reason in `retired`
 
 
 class Version(NamedTuple):
@@ -138,6 +156,11 @@ class Retire(NamedTuple):
     reason: str
 
 
+class Classify(NamedTuple):
+    study_id: bytes
+    confidentiality: str
+
+
 def study_key(study_id: bytes) -> bytes:
     """Return the state key of a study."""
     return b"study/" + study_id
@@ -148,10 +171,20 @@ def root_key(root: bytes) -> bytes:
     return b"root/" + root
 
 
+def listing(study_id: bytes, study: Study) -> bytes:
+    """Return the value of an index row about a study."""
+    return study_id + f"{study.custodian}/{study.modality}/{study.region}".encode()
+
+
+def read_listing(row: bytes) -> tuple[bytes, list[bytes]]:
+    """Return the study id, and custodian, modality and region, of an index row."""
+    return row[: forms.ID_BYTES], row[forms.ID_BYTES :].split(b"/")
+
+
 def decode_study(row: bytes) -> Study:
     """Return the stored study. Raises `CorruptRecord`."""
     try:
-        study = Study(*_fields(row, len(Study._fields)))  # type: ignore[arg-type]
+        study = Study(*_fields(row, STUDY_FORMAT, len(Study._fields)))  # type: ignore[arg-type]
         if study.derivation is None:
             return study
         kind, source, model = study.derivation
@@ -165,14 +198,14 @@ def decode_study(row: bytes) -> Study:
 def decode_version(row: bytes) -> Version:
     """Return the stored version. Raises `CorruptRecord`."""
     try:
-        return Version(*_fields(row, len(Version._fields)))  # type: ignore[arg-type]
+        return Version(*_fields(row, VERSION_FORMAT, len(Version._fields)))  # type: ignore[arg-type]
     except (NotCanonical, TypeError, ValueError) as error:
         raise CorruptRecord("the state holds a version record that cannot be read") from error
 
 
-def _fields(row: bytes, count: int) -> tuple[Value, ...]:
+def _fields(row: bytes, record_format: int, count: int) -> tuple[Value, ...]:
     value = unpack(row)
-    if type(value) is not tuple or len(value) != count or value[0] != RECORD_FORMAT:
+    if type(value) is not tuple or len(value) != count or value[0] != record_format:
         raise ValueError("another record format")
     return value
 
@@ -225,6 +258,15 @@ def parse_retire(arguments: tuple[Value, ...]) -> Retire:
     )
 
 
+def parse_classify(arguments: tuple[Value, ...]) -> Classify:
+    """(study id, confidentiality)"""
+    study_id, confidentiality = forms.fields(arguments, 2)
+    return Classify(
+        forms.random_id(study_id, "study_id"),
+        forms.word(confidentiality, CONFIDENTIALITY, "confidentiality"),
+    )
+
+
 def _description(
     modality: Value, region: Value, instances: Value, size: Value
 ) -> tuple[str, str, int, int]:
@@ -259,16 +301,22 @@ def register(context: Context, asked: Register) -> None:
 
 def derive(context: Context, asked: Derive) -> None:
     """Register an object made out of a study; the subject is the source's."""
-    source = _own_study(context, asked.derivation.source, "source")
+    source = own_study(context, asked.derivation.source, "source")
     _require_new(context, asked.study_id, asked.root)
     ordinal = _create(context, asked, source.subject_id, asked.derivation)
     context.index(INDEX_DERIVED, (asked.derivation.source, ordinal), asked.study_id)
-    context.emit("study_derived", asked.study_id, asked.derivation.source, asked.derivation.kind)
+    context.emit(
+        "study_derived",
+        asked.study_id,
+        asked.derivation.source,
+        asked.derivation.kind,
+        about=asked.derivation.source,
+    )
 
 
 def amend(context: Context, asked: Amend) -> None:
     """Let a new root succeed the study's current one, which `asked` must name."""
-    study = _own_study(context, asked.study_id, "study")
+    study = own_study(context, asked.study_id)
     if asked.version != study.version + 1:
         raise Rejected("version_conflict")
     if asked.previous_root != study.root:
@@ -279,32 +327,76 @@ def amend(context: Context, asked: Amend) -> None:
         root=asked.root,
         instance_bucket=asked.instance_bucket,
         size_bucket=asked.size_bucket,
-        changed_height=context.height,
     )
-    context.state.put(study_key(asked.study_id), pack(changed))
+    put_study(context, asked.study_id, changed)
     _put_version(context, asked.study_id, asked.version, study.root, asked)
-    context.emit("study_amended", asked.study_id, asked.version, asked.root)
+    context.emit("study_amended", asked.study_id, asked.version, asked.root, about=asked.study_id)
 
 
 def retire(context: Context, asked: Retire) -> None:
     """Close a study for good: it stays provable, and takes no amendment or derivation."""
-    study = _own_study(context, asked.study_id, "study")
-    changed = study._replace(retired=asked.reason, changed_height=context.height)
-    context.state.put(study_key(asked.study_id), pack(changed))
-    context.index(INDEX_RETIRED, (study.ordinal,), asked.study_id)
-    context.emit("study_retired", asked.study_id, asked.reason)
+    study = own_study(context, asked.study_id)
+    closed = close_study(context, asked.study_id, study, asked.reason)
+    put_study(context, asked.study_id, closed)
+    context.emit("study_retired", asked.study_id, asked.reason, about=asked.study_id)
 
 
-def _own_study(context: Context, study_id: bytes, role: str) -> Study:
+def classify(context: Context, asked: Classify) -> None:
+    """Set how confidential the study is; policies may tell one level from another."""
+    study = own_study(context, asked.study_id)
+    put_study(context, asked.study_id, study._replace(confidentiality=asked.confidentiality))
+    context.emit("study_classified", asked.study_id, asked.confidentiality, about=asked.study_id)
+
+
+def existing_study(context: Context, study_id: bytes, role: str = "study") -> Study:
+    """Return a study, or raise `Rejected` with `role`_unknown."""
     row = context.state.get(study_key(study_id))
     if row is None:
         raise Rejected(f"{role}_unknown")
-    study = decode_study(row)
+    return decode_study(row)
+
+
+def own_study(context: Context, study_id: bytes, role: str = "study") -> Study:
+    """Return a study that its custodian, who must be the sender's institution, may still change.
+
+    Raises `Rejected` with `role`_unknown, not_custodian, `role`_erased or `role`_retired.
+    """
+    study = existing_study(context, study_id, role)
     if study.custodian != context.institution:
         raise Rejected("not_custodian")
+    if study.erased_height is not None:
+        raise Rejected(f"{role}_erased")
     if study.retired is not None:
         raise Rejected(f"{role}_retired")
     return study
+
+
+def close_study(context: Context, study_id: bytes, study: Study, reason: str) -> Study:
+    """Return the study as retired, and list it so; an open offer ends."""
+    context.index(INDEX_RETIRED, (study.ordinal,), listing(study_id, study))
+    return without_offer(context, study)._replace(retired=reason)
+
+
+def without_offer(context: Context, study: Study) -> Study:
+    """Return the study offered to nobody, and unlist the offer if there was one."""
+    if study.offered_to is None:
+        return study
+    context.unindex(INDEX_OFFERED, (study.offered_to.encode(), study.ordinal))
+    return study._replace(offered_to=None)
+
+
+def list_study(context: Context, study_id: bytes, study: Study) -> None:
+    """Put a study on the lists of its custodian and its subject, and of its kind."""
+    row = listing(study_id, study)
+    context.index(INDEX_CUSTODIAN, (study.custodian.encode(), study.ordinal), row)
+    context.index(INDEX_SUBJECT, (study.subject_id, study.ordinal), row)
+    kind = study.modality.encode(), study.region.encode()
+    context.index(INDEX_KIND, (*kind, study.ordinal), row)
+
+
+def put_study(context: Context, study_id: bytes, changed: Study) -> None:
+    """Store a study that changes at this height."""
+    context.state.put(study_key(study_id), pack(changed._replace(changed_height=context.height)))
 
 
 def _require_new(context: Context, study_id: bytes, root: bytes) -> None:
@@ -326,7 +418,7 @@ def _create(
 ) -> bytes:
     ordinal = context.ordinal()
     study = Study(
-        RECORD_FORMAT,
+        STUDY_FORMAT,
         context.institution,
         subject_id,
         asked.modality,
@@ -343,9 +435,7 @@ def _create(
     study_id = asked.study_id
     context.state.put(study_key(study_id), pack(study))
     _put_version(context, study_id, 1, None, asked)
-    context.index(INDEX_CUSTODIAN, (context.institution.encode(), ordinal), study_id)
-    context.index(INDEX_SUBJECT, (subject_id, ordinal), study_id)
-    context.index(INDEX_KIND, (asked.modality.encode(), asked.region.encode(), ordinal), study_id)
+    list_study(context, study_id, study)
     return ordinal
 
 
@@ -357,7 +447,7 @@ def _put_version(
     asked: Register | Derive | Amend,
 ) -> None:
     row = Version(
-        RECORD_FORMAT,
+        VERSION_FORMAT,
         study_id,
         version,
         previous_root,
@@ -373,4 +463,5 @@ KINDS = (
     OperationKind("study.amend", STUDY_ROLES, parse_amend, amend),
     OperationKind("study.derive", STUDY_ROLES, parse_derive, derive),
     OperationKind("study.retire", STUDY_ROLES, parse_retire, retire),
+    OperationKind("study.classify", CLASSIFY_ROLES, parse_classify, classify),
 )

@@ -5,17 +5,60 @@ from types import MappingProxyType
 from typing import Any
 
 from consensus.wire import Value
-from node.ledger.contracts import study
+from node.ledger.contracts import (
+    access,
+    audit,
+    consent,
+    governance,
+    policy,
+    registry,
+    study,
+    study_erasure,
+    study_transfer,
+)
 from node.ledger.contracts.base import OperationKind
-from node.ledger.errors import Refused
+from node.ledger.errors import REFUSALS, Refused
 from node.ledger.transaction import Operation
 
-OPERATIONS: Mapping[str, OperationKind] = MappingProxyType(
-    {kind.name: kind for kind in (*study.KINDS,)}
+_CONTRACTS = (
+    study,
+    study_transfer,
+    study_erasure,
+    consent,
+    policy,
+    access,
+    audit,
+    registry,
+    governance,
 )
 
-# What each code of a failed receipt means, for people; a sentence is never hashed.
-REJECTIONS: Mapping[str, str] = MappingProxyType({**study.REJECTIONS})
+OPERATIONS: Mapping[str, OperationKind] = MappingProxyType(
+    {
+        kind.name: kind
+        for kind in (
+            *study.KINDS,
+            *study_transfer.KINDS,
+            *study_erasure.KINDS,
+            *consent.kinds(access.reconsider),
+            *policy.KINDS,
+            *access.KINDS,
+            *audit.KINDS,
+            *registry.KINDS,
+            *governance.KINDS,
+        )
+    }
+)
+
+# What each code of a failed receipt means, for people; a sentence is never hashed. A receipt may
+# also carry a code of `errors.REFUSALS`: what was true at the door need not be true later.
+REJECTIONS: Mapping[str, str] = MappingProxyType(
+    {
+        code: sentence
+        for contract in _CONTRACTS
+        for code, sentence in contract.REJECTIONS.items()
+        if code not in REFUSALS
+    }
+)
 
 
 def parse_operation(name: str, arguments: tuple[Value, ...]) -> tuple[OperationKind, Any]:

@@ -4,6 +4,8 @@ Together with random ids and salted roots these are all that the chain says abou
 that is not listed here is refused by form, so no description, name or date can slip in.
 """
 
+import re
+
 _MODALITIES = """
 ANN AR ASMT AU BDUS BI BMD CFM CR CT CTPROTOCOL DMS DG DOC DX ECG EEG EMG EOG EPS ES FID GM HC
 HD IO IOL IVOCT IVUS KER KO LEN LS MG MR M3D NM OAM OCT OP OPM OPT OPTBSV OPTENF OPV OSS OT PA
@@ -25,6 +27,42 @@ DERIVATION_KINDS = frozenset({"report", "segmentation", "ai_result", "measuremen
 RETIRE_REASONS = frozenset(
     {"registered_in_error", "wrong_subject", "superseded", "quality", "retention_ended", "other"}
 )
+
+ERASE_REASONS = frozenset({"subject_request", "registered_in_error", "court_order", "other"})
+
+# HL7 v3 PurposeOfUse (2.16.840.1.113883.5.8), the part that hospitals ask for: treatment, emergency
+# treatment, care management, operations, payment, research, clinical trial, patient's request,
+# public health, quality improvement, legal.
+_PURPOSES = """
+CAREMGT CLINTRCH ETREAT HLEGAL HOPERAT HPAYMT HQUALIMP HRESCH PATRQT PUBHLTH TREAT
+"""
+PURPOSES = frozenset(_PURPOSES.split())
+BREAK_GLASS_PURPOSES = frozenset({"TREAT", "ETREAT"})
+
+# HL7 v3 Confidentiality (2.16.840.1.113883.5.25): normal, restricted, very restricted.
+CONFIDENTIALITY = frozenset({"N", "R", "V"})
+
+# An ISO 3166-1 alpha-2 code by its form; whole-string match. The user-assigned ZZ is "not stated".
+COUNTRIES = re.compile(r"[A-Z]{2}")
+COUNTRY_NOT_STATED = "ZZ"
+
+DENY_REASONS = frozenset(
+    {"not_justified", "wrong_study", "purpose_not_allowed", "duplicate", "not_available", "other"}
+)
+REVOKE_REASONS = frozenset(
+    {
+        "patient_request",
+        "no_longer_needed",
+        "misuse",
+        "key_compromised",
+        "granted_in_error",
+        "other",
+    }
+)
+BREAK_GLASS_REASONS = frozenset(
+    {"life_threatening", "unconscious", "custodian_unreachable", "urgent_care", "other"}
+)
+FINDINGS = frozenset({"justified", "unjustified"})
 
 INSTANCE_BUCKET_MAX = 20
 SIZE_BUCKET_MAX = 20

@@ -1,0 +1,1 @@
+"""Conditions of access policies: what they may ask, how they are checked and evaluated."""
