@@ -9,27 +9,56 @@ from typing import TypeVar
 
 from consensus.messages import SealCertificate
 from consensus.replica import Replica
-from consensus.validators import ValidatorSchedule
+from consensus.wire import Value
 from node.ledger.admission import Admission
 from node.ledger.errors import Refused
 from node.ledger.execution import ExecutedBlock
 from node.ledger.genesis import Genesis
 from node.ledger.mempool import Mempool
-from node.ledger.queries import (
-    BlockView,
-    EventView,
-    Queries,
-    StudyPage,
-    StudyQuery,
-    StudyView,
-    TransactionView,
-    search,
+from node.ledger.proofs import make as proofs
+from node.ledger.proofs.questions import BadRequest, read_request
+from node.ledger.queries.access_views import (
+    ConsentView,
+    PoliciesView,
+    PolicyQuestion,
+    PolicyTrial,
+    RequestPage,
+    RequestQuery,
+    RequestView,
 )
+from node.ledger.queries.audit_views import AnchorPage, ProofFile, TrailPage
+from node.ledger.queries.audits import anchors_page, audit_trail
+from node.ledger.queries.blocks import BlockView, EventView, Queries, TransactionView
+from node.ledger.queries.consents import find_consent
+from node.ledger.queries.member_views import (
+    EncryptionKeyPage,
+    InstitutionPage,
+    InstitutionView,
+    MemberPage,
+    ParameterView,
+    ProposalPage,
+    ProposalTrial,
+    ProposalView,
+)
+from node.ledger.queries.members import (
+    encryption_keys_page,
+    find_institution,
+    institutions_page,
+    members_page,
+    parameters,
+)
+from node.ledger.queries.moment import Moment, moment_of
+from node.ledger.queries.paging import BadQuery
+from node.ledger.queries.policies import policies, try_policy
+from node.ledger.queries.proposals import find_proposal, proposals_page, try_proposal
+from node.ledger.queries.requests import find_request, requests_page
+from node.ledger.queries.studies import StudyPage, StudyQuery, StudyView, search
 from node.ledger.transaction import Transaction, decode_transaction
 from node.network.payloads import Role
 from node.network.transport import Transport
 from node.replication.catch_up import CatchUp
 from node.replication.chain import Chain
+from node.replication.clocks import wall_ms
 from node.replication.waiters import Outcome, Waiters
 from node.rpc.feed import EventFeed
 from node.rpc.service import (
@@ -43,7 +72,7 @@ from node.rpc.service import (
     Wait,
 )
 from storage.chain import ChainStore
-from storage.kv import KeyValueStore
+from storage.kv import KeyValueStore, Snapshot
 
 Answer = TypeVar("Answer")
 
@@ -69,7 +98,6 @@ class Service:
         *,
         about: About,
         store: KeyValueStore,
-        schedule: ValidatorSchedule,
         chain: Chain,
         replica: Replica,
         mempool: Mempool,
@@ -81,7 +109,6 @@ class Service:
     ) -> None:
         self._about = about
         self._store = store
-        self._schedule = schedule
         self._chain = chain
         self._replica = replica
         self._mempool = mempool
@@ -181,20 +208,109 @@ class Service:
 
     async def transaction(self, transaction_id: bytes) -> TransactionView | None:
         """Return an executed transaction."""
-        return await self._read(lambda queries, _: queries.transaction(transaction_id))
+        return await self._query(lambda queries: queries.transaction(transaction_id))
 
     async def block(self, height: int | None) -> BlockView | None:
         """Return the block at `height`, or the last one."""
         wanted = self._chain.height if height is None else height
-        return await self._read(lambda queries, _: queries.block(wanted))
+        return await self._query(lambda queries: queries.block(wanted))
 
     async def study(self, study_id: bytes) -> StudyView | None:
         """Return one study with its versions."""
-        return await self._read(lambda queries, _: queries.study(study_id))
+        return await self._query(lambda queries: queries.study(study_id))
 
     async def search(self, query: StudyQuery) -> StudyPage:
         """Return a page of studies, newest first. Raises `BadQuery`."""
-        return await self._read(lambda _, chain: search(chain, query))
+        return await self._read(lambda snapshot: search(ChainStore(snapshot), query))
+
+    async def consent(self, institution: str, subject_id: bytes) -> ConsentView | None:
+        """Return what a custodian has on record for a subject."""
+        return await self._ask(lambda moment: find_consent(moment, institution, subject_id))
+
+    async def policies(self, institution: str | None) -> PoliciesView:
+        """Return the consortium's rules and an institution's."""
+        return await self._ask(lambda moment: policies(moment, institution))
+
+    async def policy_try(self, question: PolicyQuestion) -> PolicyTrial:
+        """Return what would become of a request, without making it."""
+        return await self._ask(lambda moment: try_policy(moment, question, wall_ms()))
+
+    async def request(self, request_id: bytes) -> RequestView | None:
+        """Return one access request."""
+        return await self._ask(lambda moment: find_request(moment, request_id))
+
+    async def requests(self, query: RequestQuery) -> RequestPage:
+        """Return a page of access requests, newest first. Raises `BadQuery`."""
+        return await self._ask(lambda moment: requests_page(moment, query))
+
+    async def institution(self, name: str) -> InstitutionView | None:
+        """Return one institution."""
+        return await self._ask(lambda moment: find_institution(moment, name))
+
+    async def institutions(self, limit: int, cursor: str | None) -> InstitutionPage:
+        """Return a page of institutions, by name."""
+        return await self._ask(lambda moment: institutions_page(moment, limit, cursor))
+
+    async def members(self, institution: str, limit: int, cursor: str | None) -> MemberPage:
+        """Return a page of an institution's members, by key."""
+        return await self._ask(lambda moment: members_page(moment, institution, limit, cursor))
+
+    async def encryption_keys(
+        self, institution: str, limit: int, cursor: str | None
+    ) -> EncryptionKeyPage:
+        """Return a page of an institution's encryption keys, newest first."""
+        return await self._ask(
+            lambda moment: encryption_keys_page(moment, institution, limit, cursor)
+        )
+
+    async def proposal(self, proposal_id: bytes) -> ProposalView | None:
+        """Return one proposal with its votes as they count now."""
+        return await self._ask(lambda moment: find_proposal(moment, proposal_id))
+
+    async def proposals(self, state: str | None, limit: int, cursor: str | None) -> ProposalPage:
+        """Return a page of proposals, newest first."""
+        return await self._ask(lambda moment: proposals_page(moment, state, limit, cursor))
+
+    async def proposal_try(self, action: str, arguments: tuple[Value, ...]) -> ProposalTrial:
+        """Return what a proposal would do, and who of the validators after it is live."""
+        chain_id, connected = self._about.genesis.chain_id, self._connected_keys()
+        return await self._ask(
+            lambda moment: try_proposal(moment, chain_id, action, arguments, connected)
+        )
+
+    async def audit_trail(self, study_id: bytes, limit: int, cursor: str | None) -> TrailPage:
+        """Return a page of what happened to a study, newest first."""
+        limits = self._about.genesis.limits
+        return await self._ask(lambda moment: audit_trail(moment, limits, study_id, limit, cursor))
+
+    async def anchors(self, institution: str, limit: int, cursor: str | None) -> AnchorPage:
+        """Return a page of an institution's audit anchors, newest first."""
+        return await self._ask(lambda moment: anchors_page(moment, institution, limit, cursor))
+
+    async def parameters(self) -> tuple[ParameterView, ...]:
+        """Return the parameters that governance may change."""
+        return await self._ask(parameters)
+
+    async def proof(self, kind: str, arguments: tuple[str, ...]) -> ProofFile:
+        """Return a proof file, once a quorum has sealed what it rests on.
+
+        Raises `BadQuery` and `Refused`; whoever asks bounds the time.
+        """
+        genesis = self._about.genesis
+        try:
+            asked = read_request(kind, arguments)
+            drafted = await self._read(lambda snapshot: proofs.draft(snapshot, genesis, asked))
+        except BadRequest as error:
+            raise BadQuery(str(error)) from error
+        except proofs.CannotProve as error:
+            raise Refused("cannot_prove", str(error)) from error
+        while True:
+            proof = await self._read(lambda snapshot: proofs.finish(snapshot, genesis, drafted))
+            if proof is not None:
+                return ProofFile(kind, drafted.height, proof)
+            # Seals of a later height prove this one as well, where its own were not kept.
+            awaited = max(drafted.height, self._stable_height + 1)
+            await asyncio.shield(self._waiters.sealed(awaited))
 
     def head(self) -> Head:
         """Return the last executed block."""
@@ -203,7 +319,7 @@ class Service:
 
     def status(self) -> Status:
         """Return where the node stands."""
-        validators = self._schedule.at(self._chain.height + 1).validators
+        validators = self._replica.validators.validators
         return Status(
             institution=self._about.institution,
             chain_id=self._about.genesis.chain_id,
@@ -220,9 +336,9 @@ class Service:
         )
 
     def validators(self) -> tuple[ValidatorStatus, ...]:
-        """Return who votes on the next height."""
+        """Return who votes on the next height that is to be sealed."""
         connected = self._connected_keys()
-        members = self._schedule.at(self._chain.height + 1).validators
+        members = self._replica.validators.validators
         return tuple(
             ValidatorStatus(
                 institution=member.institution,
@@ -255,7 +371,7 @@ class Service:
     def readiness(self) -> Readiness:
         """Return whether the node makes progress, and otherwise who and what is missing."""
         phase = self._replica.phase_report()
-        members = self._schedule.at(self._chain.height + 1)
+        members = self._replica.validators
         connected = self._connected_keys()
         absent = tuple(m.institution for m in members.validators if m.public_key not in connected)
         present = members.n - len(absent)
@@ -296,15 +412,23 @@ class Service:
         return {self._about.public_key, *self._transport.connected}
 
     async def _read_events(self, height: int) -> BlockEvents:
-        found = await self._read(lambda queries, _: queries.events(height))
+        found = await self._query(lambda queries: queries.events(height))
         return BlockEvents(height, tuple(found or ()))
 
-    async def _read(self, question: Callable[[Queries, ChainStore], Answer]) -> Answer:
+    async def _query(self, question: Callable[[Queries], Answer]) -> Answer:
+        limits = self._about.genesis.limits
+        return await self._read(lambda snapshot: question(Queries(ChainStore(snapshot), limits)))
+
+    async def _ask(self, question: Callable[[Moment], Answer]) -> Answer:
+        return await self._read(lambda snapshot: question(moment_of(ChainStore(snapshot))))
+
+    async def _read(self, question: Callable[[Snapshot], Answer]) -> Answer:
+        """Ask in a reader's thread, over one moment of the store."""
+
         def answer() -> Answer:
             snapshot = self._store.snapshot()
             try:
-                chain = ChainStore(snapshot)
-                return question(Queries(chain, self._about.genesis.limits), chain)
+                return question(snapshot)
             finally:
                 snapshot.close()
 

@@ -13,14 +13,36 @@ Calls are pipelined: start as many as you like, each is answered when it is read
 import asyncio
 import ssl
 from binascii import b2a_base64
-from collections.abc import AsyncGenerator, Iterable
-from dataclasses import fields, replace
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from dataclasses import asdict, fields, replace
 from types import TracebackType
 from typing import Any, TypeAlias, TypeVar
 
+from consensus.wire import NotCanonical, Value, pack, unpack
 from node.ledger.errors import Refused
 from node.ledger.limits import LIMIT_BOUNDS, Limits
-from node.ledger.queries import BlockView, StudyPage, StudyQuery, StudyView, TransactionView
+from node.ledger.queries.access_views import (
+    ConsentView,
+    PoliciesView,
+    PolicyQuestion,
+    PolicyTrial,
+    RequestPage,
+    RequestQuery,
+    RequestView,
+)
+from node.ledger.queries.audit_views import AnchorPage, ProofFile, TrailPage
+from node.ledger.queries.blocks import BlockView, TransactionView
+from node.ledger.queries.member_views import (
+    EncryptionKeyPage,
+    InstitutionPage,
+    InstitutionView,
+    MemberPage,
+    ParameterView,
+    ProposalPage,
+    ProposalTrial,
+    ProposalView,
+)
+from node.ledger.queries.studies import StudyPage, StudyQuery, StudyView
 from node.ledger.transaction import Transaction, decode_transaction
 from node.rpc.codec import NotAnAnswer, decode, decoder
 from node.rpc.errors import ConnectionLost, NotAuthorized, RpcError
@@ -144,10 +166,91 @@ class Client:
 
     async def search(self, query: StudyQuery) -> StudyPage:
         """Return one page. Raises `RpcError` with code "invalid_params" for a senseless query."""
-        params = {f.name: getattr(query, f.name) for f in fields(query)}
-        if query.subject_id is not None:
-            params["subject_id"] = query.subject_id.hex()
-        return decode(StudyPage, await self._link.call("search", params))
+        return decode(StudyPage, await self._link.call("search", _members_of(query)))
+
+    async def consent(self, institution: str, subject_id: bytes) -> ConsentView | None:
+        """Return what the custodian `institution` has on record for its subject (16 bytes); None
+        when there is nothing: then the default holds, which is refusal."""
+        return await self._find(ConsentView, "consent", institution, subject_id)
+
+    async def policies(self, institution: str | None = None) -> PoliciesView:
+        """Return the consortium's rules and, if one is named, the institution's."""
+        return decode(PoliciesView, await self._link.call("policies", [institution]))
+
+    async def policy_try(self, question: PolicyQuestion) -> PolicyTrial:
+        """Return what would become of a request in the next block, and which rule decides."""
+        return decode(PolicyTrial, await self._link.call("policy_try", _members_of(question)))
+
+    async def request(self, request_id: bytes) -> RequestView | None:
+        """Return the access request with this id (16 bytes), or None."""
+        return await self._find(RequestView, "request", request_id)
+
+    async def requests(self, query: RequestQuery) -> RequestPage:
+        """Return one page of access requests. Raises `RpcError` as `search` does."""
+        return decode(RequestPage, await self._link.call("requests", _members_of(query)))
+
+    async def institution(self, name: str) -> InstitutionView | None:
+        """Return the institution of this name, or None."""
+        return await self._find(InstitutionView, "institution", name)
+
+    async def institutions(
+        self, *, limit: int | None = None, cursor: str | None = None
+    ) -> InstitutionPage:
+        """Return one page of all institutions, by name; `limit` None leaves the node's own."""
+        return await self._page(InstitutionPage, "institutions", limit, cursor)
+
+    async def members(
+        self, institution: str, *, limit: int | None = None, cursor: str | None = None
+    ) -> MemberPage:
+        """Return one page of an institution's members, by key."""
+        return await self._page(MemberPage, "members", limit, cursor, institution)
+
+    async def encryption_keys(
+        self, institution: str, *, limit: int | None = None, cursor: str | None = None
+    ) -> EncryptionKeyPage:
+        """Return one page of an institution's encryption keys, newest first."""
+        return await self._page(EncryptionKeyPage, "encryption_keys", limit, cursor, institution)
+
+    async def proposal(self, proposal_id: bytes) -> ProposalView | None:
+        """Return the proposal with this id (16 bytes), or None."""
+        found = await self._find(ProposalView, "proposal", proposal_id)
+        return None if found is None else _with_arguments(found)
+
+    async def proposals(
+        self, state: str | None = None, *, limit: int | None = None, cursor: str | None = None
+    ) -> ProposalPage:
+        """Return one page of proposals, newest first: of one `ProposalView.state`, or all."""
+        page = await self._page(ProposalPage, "proposals", limit, cursor, state)
+        return replace(page, proposals=tuple(map(_with_arguments, page.proposals)))
+
+    async def proposal_try(self, action: str, arguments: tuple[Value, ...]) -> ProposalTrial:
+        """Return what a proposal would do if it were executed in the next block, and who of the
+        validators after it is live. Raises `Refused` for arguments of the wrong form."""
+        params = [action, _base64(pack(arguments))]
+        return decode(ProposalTrial, await self._link.call("proposal_try", params))
+
+    async def audit_trail(
+        self, study_id: bytes, *, limit: int | None = None, cursor: str | None = None
+    ) -> TrailPage:
+        """Return one page of what happened to a study (16 bytes), newest first."""
+        return await self._page(TrailPage, "audit_trail", limit, cursor, study_id)
+
+    async def anchors(
+        self, institution: str, *, limit: int | None = None, cursor: str | None = None
+    ) -> AnchorPage:
+        """Return one page of an institution's audit anchors, newest first."""
+        return await self._page(AnchorPage, "anchors", limit, cursor, institution)
+
+    async def parameters(self) -> tuple[ParameterView, ...]:
+        """Return the parameters that governance may change, by name."""
+        return _each(ParameterView, await self._link.call("parameters", []))
+
+    async def proof(self, kind: str, arguments: Sequence[str] = ()) -> ProofFile:
+        """Return a proof file for a statement, its arguments as `radledger proof make` takes them.
+
+        Raises `RpcError` with code "invalid_params" for what is no statement, `Refused` when the
+        ledger does not bear it out."""
+        return decode(ProofFile, await self._link.call("proof", [kind, list(arguments)]))
 
     async def head(self) -> Head:
         """Return the last executed block's place."""
@@ -191,11 +294,21 @@ class Client:
         finally:
             self._link.unsubscribe(subscription)
 
+    async def _find(self, kind: type[T], method: str, *params: Value) -> T | None:
+        answer = await self._link.call(method, [_plain(param) for param in params])
+        return None if answer is None else decode(kind, answer)
+
+    async def _page(
+        self, kind: type[T], method: str, limit: int | None, cursor: str | None, *params: Value
+    ) -> T:
+        plain = [*map(_plain, params), limit, cursor]
+        return decode(kind, await self._link.call(method, plain))
+
 
 def _submission(transaction: bytes | Transaction, wait: Wait, timeout_s: float | None) -> list[Any]:
     raw = transaction.raw if isinstance(transaction, Transaction) else transaction
     timeout_ms = None if timeout_s is None else max(1, round(timeout_s * 1000))
-    return [b2a_base64(raw, newline=False).decode("ascii"), wait, timeout_ms]
+    return [_base64(raw), wait, timeout_ms]
 
 
 def _outcome(answer: Any) -> Outcome:
@@ -213,3 +326,29 @@ def _outcome(answer: Any) -> Outcome:
 def _each(kind: type[T], answer: object) -> tuple[T, ...]:
     elements: tuple[T, ...] = decoder(tuple[kind, ...])(answer)  # type: ignore[valid-type]
     return elements
+
+
+def _with_arguments(view: ProposalView) -> ProposalView:
+    """Arguments lose their types in JSON; the encoding itself keeps them."""
+    try:
+        arguments = unpack(view.encoded_arguments)
+    except NotCanonical as error:
+        raise NotAnAnswer("encoded_arguments are not canonical msgpack") from error
+    if type(arguments) is not tuple:
+        raise NotAnAnswer("encoded_arguments are not an array")
+    return replace(view, arguments=arguments)
+
+
+def _members_of(query: StudyQuery | RequestQuery | PolicyQuestion) -> dict[str, Any]:
+    members = {field.name: _plain(getattr(query, field.name)) for field in fields(query)}
+    if "drafts" in members:
+        members["drafts"] = [asdict(draft) for draft in members["drafts"]]
+    return members
+
+
+def _plain(value: Any) -> Any:
+    return value.hex() if type(value) is bytes else value
+
+
+def _base64(data: bytes) -> str:
+    return b2a_base64(data, newline=False).decode("ascii")

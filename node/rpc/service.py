@@ -8,14 +8,29 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
-from node.ledger.queries import (
-    BlockView,
-    EventView,
-    StudyPage,
-    StudyQuery,
-    StudyView,
-    TransactionView,
+from consensus.wire import Value
+from node.ledger.queries.access_views import (
+    ConsentView,
+    PoliciesView,
+    PolicyQuestion,
+    PolicyTrial,
+    RequestPage,
+    RequestQuery,
+    RequestView,
 )
+from node.ledger.queries.audit_views import AnchorPage, ProofFile, TrailPage
+from node.ledger.queries.blocks import BlockView, EventView, TransactionView
+from node.ledger.queries.member_views import (
+    EncryptionKeyPage,
+    InstitutionPage,
+    InstitutionView,
+    MemberPage,
+    ParameterView,
+    ProposalPage,
+    ProposalTrial,
+    ProposalView,
+)
+from node.ledger.queries.studies import StudyPage, StudyQuery, StudyView
 
 Wait: TypeAlias = Literal["accepted", "final", "sealed"]
 WAITS: tuple[Wait, ...] = ("accepted", "final", "sealed")
@@ -128,6 +143,56 @@ class NodeService(Protocol):
 
     async def search(self, query: StudyQuery) -> StudyPage:
         """Return one page. Raises `node.ledger.queries.BadQuery`."""
+        ...
+
+    async def consent(self, institution: str, subject_id: bytes) -> ConsentView | None:
+        """Return what the custodian has on record for a subject; None when there is nothing."""
+        ...
+
+    async def policies(self, institution: str | None) -> PoliciesView:
+        """Return the consortium's rules and, if one is named, the institution's."""
+        ...
+
+    async def policy_try(self, question: PolicyQuestion) -> PolicyTrial:
+        """Return what would become of a request, without making it."""
+        ...
+
+    async def request(self, request_id: bytes) -> RequestView | None: ...
+
+    async def requests(self, query: RequestQuery) -> RequestPage:
+        """Return one page. Raises `BadQuery`, as every method with a cursor does."""
+        ...
+
+    async def institution(self, name: str) -> InstitutionView | None: ...
+
+    async def institutions(self, limit: int, cursor: str | None) -> InstitutionPage: ...
+
+    async def members(self, institution: str, limit: int, cursor: str | None) -> MemberPage: ...
+
+    async def encryption_keys(
+        self, institution: str, limit: int, cursor: str | None
+    ) -> EncryptionKeyPage: ...
+
+    async def proposal(self, proposal_id: bytes) -> ProposalView | None: ...
+
+    async def proposals(
+        self, state: str | None, limit: int, cursor: str | None
+    ) -> ProposalPage: ...
+
+    async def proposal_try(self, action: str, arguments: tuple[Value, ...]) -> ProposalTrial:
+        """Return what a proposal would do, without making it. Raises `Refused` for arguments
+        that have not the form of the action's."""
+        ...
+
+    async def audit_trail(self, study_id: bytes, limit: int, cursor: str | None) -> TrailPage: ...
+
+    async def anchors(self, institution: str, limit: int, cursor: str | None) -> AnchorPage: ...
+
+    async def parameters(self) -> tuple[ParameterView, ...]: ...
+
+    async def proof(self, kind: str, arguments: tuple[str, ...]) -> ProofFile:
+        """Return a proof file, once its height is sealed. Raises `BadQuery` for what is no
+        statement, and `Refused` when the ledger does not bear it out."""
         ...
 
     def head(self) -> Head: ...

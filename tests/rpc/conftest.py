@@ -42,6 +42,27 @@ def block_events(height: int, *names: str) -> BlockEvents:
     return BlockEvents(height, tuple(events))
 
 
+# Methods that are only passed on: what was asked is kept, and `answers` has what to say.
+PASSED_ON = (
+    "consent",
+    "policies",
+    "policy_try",
+    "request",
+    "requests",
+    "institution",
+    "institutions",
+    "members",
+    "encryption_keys",
+    "proposal",
+    "proposals",
+    "proposal_try",
+    "audit_trail",
+    "anchors",
+    "parameters",
+    "proof",
+)
+
+
 class FakeService:
     """What a test wants to see, without a chain. `gate` holds back submissions when set."""
 
@@ -51,6 +72,7 @@ class FakeService:
         self.gate: asyncio.Event | None = None
         self.entered = asyncio.Event()
         self.queries: list[object] = []
+        self.asked: list[tuple[object, ...]] = []
         self.answers: dict[str, object] = {}
         self.ready = Readiness(True, "", (), "idle", 3, 41)
         self.past: dict[int, BlockEvents] = {}
@@ -108,6 +130,19 @@ class FakeService:
         if query.modality == "XX":
             raise BadQuery("modality must be one of CT, MR")
         return StudyPage((), None)
+
+    def __getattr__(self, name):
+        if name not in PASSED_ON:
+            raise AttributeError(name)
+
+        async def ask(*arguments):
+            self.asked.append((name, *arguments))
+            answer = self.answers.get(name)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        return ask
 
     async def _answer(self, name):
         self.open_reads += 1

@@ -3,19 +3,45 @@
 import asyncio
 import contextlib
 import hashlib
+from dataclasses import replace
 
 import pytest
 
+from consensus.wire import pack
 from node import keys
 from node.ledger.block import Batch, Header, Receipt
 from node.ledger.errors import Refused
 from node.ledger.queries import BlockView, StudyPage, StudyQuery, TransactionView
+from node.ledger.queries.access_views import (
+    ConsentView,
+    PoliciesView,
+    PolicyDraft,
+    PolicyQuestion,
+    PolicyTrial,
+    RequestPage,
+    RequestQuery,
+    RequestView,
+)
+from node.ledger.queries.audit_views import AnchorPage, ProofFile, TrailPage
+from node.ledger.queries.member_views import (
+    EncryptionKeyPage,
+    InstitutionPage,
+    InstitutionView,
+    MemberPage,
+    ParameterView,
+    ProposalPage,
+    ProposalTrial,
+    ProposalView,
+)
+from node.ledger.queries.paging import BadQuery
 from node.ledger.transaction import Operation, sign_transaction
 from node.rpc import subscription as subscription_module
 from node.rpc.client import Client
+from node.rpc.codec import NotAnAnswer
 from node.rpc.errors import ConnectionLost, NotAuthorized, RpcError
 from node.rpc.service import Submitted
 from tests.rpc.conftest import TOKEN, FakeService, eventually
+from tests.rpc.samples import sample
 
 
 def transaction():
@@ -98,6 +124,94 @@ async def test_a_block_comes_back(node):
     async with node.client() as client:
         assert await client.block(7) == block
     assert node.service.queries == [7]
+
+
+QUESTION = PolicyQuestion(
+    *(b"\x01" * 16, "south", "clinician", "TREAT", 10, 3, True, b"\x02" * 32, 99),
+    (PolicyDraft("night", "permit", "required", "block.hour >= 20"),),
+)
+REQUESTS = RequestQuery("south", "north", b"\x01" * 16, "granted", True, 9, "next")
+CALLS = [
+    ("consent", ("north", b"\x01" * 16), ConsentView, None),
+    ("policies", ("north",), PoliciesView, None),
+    ("policies", (), PoliciesView, (None,)),
+    ("policy_try", (QUESTION,), PolicyTrial, None),
+    ("request", (b"\x01" * 16,), RequestView, None),
+    ("requests", (REQUESTS,), RequestPage, None),
+    ("requests", (RequestQuery(),), RequestPage, None),
+    ("institution", ("north",), InstitutionView, None),
+    ("institutions", (), InstitutionPage, (50, None)),
+    ("members", ("north",), MemberPage, ("north", 50, None)),
+    ("encryption_keys", ("north",), EncryptionKeyPage, ("north", 50, None)),
+    ("audit_trail", (b"\x01" * 16,), TrailPage, (b"\x01" * 16, 50, None)),
+    ("anchors", ("north",), AnchorPage, ("north", 50, None)),
+    ("proposal_try", ("validator_add", ("north", b"\x01", 5)), ProposalTrial, None),
+    ("proof", ("time", ["7"]), ProofFile, ("time", ("7",))),
+    ("proof", ("time",), ProofFile, ("time", ())),
+]
+
+
+@pytest.mark.parametrize(("method", "arguments", "kind", "arrives"), CALLS)
+async def test_a_question_arrives_as_asked_and_its_answer_comes_back(
+    node, method, arguments, kind, arrives
+):
+    expected = node.service.answers[method] = sample(kind)
+    async with node.client() as client:
+        assert await getattr(client, method)(*arguments) == expected
+    assert node.service.asked == [(method, *(arguments if arrives is None else arrives))]
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        ("institutions", InstitutionPage),
+        ("members", MemberPage),
+        ("encryption_keys", EncryptionKeyPage),
+        ("anchors", AnchorPage),
+    ],
+)
+async def test_a_page_is_asked_for_by_its_limit_and_cursor(node, method, kind):
+    node.service.answers[method] = sample(kind)
+    whose = () if method == "institutions" else ("north",)
+    async with node.client() as client:
+        await getattr(client, method)(*whose, limit=7, cursor="next")
+    assert node.service.asked == [(method, *whose, 7, "next")]
+
+
+async def test_a_proposal_comes_back_with_its_arguments_exactly(node):
+    arguments = ("zurich", b"\x05" * 32, 7, (None, True))
+    encoded = pack(arguments)
+    view = replace(sample(ProposalView), arguments=arguments, encoded_arguments=encoded)
+    node.service.answers = {"proposal": view, "proposals": ProposalPage((view, view), "next")}
+    async with node.client() as client:
+        assert await client.proposal(b"\x01" * 16) == view
+        assert (await client.proposals("open", limit=2)).proposals == (view, view)
+        assert node.service.asked[1] == ("proposals", "open", 2, None)
+        for broken in (b"\xc1", pack(5)):
+            node.service.answers["proposal"] = replace(view, encoded_arguments=broken)
+            with pytest.raises(NotAnAnswer, match="encoded_arguments"):
+                await client.proposal(b"\x01" * 16)
+
+
+async def test_what_is_not_there_is_none_and_parameters_are_a_list(node):
+    node.service.answers["parameters"] = (sample(ParameterView),)
+    async with node.client() as client:
+        assert await client.consent("north", b"\x01" * 16) is None
+        assert await client.request(b"\x01" * 16) is None
+        assert await client.institution("north") is None
+        assert await client.proposal(b"\x01" * 16) is None
+        assert await client.parameters() == (sample(ParameterView),)
+
+
+async def test_a_refusal_of_a_read_is_the_exception_of_the_servers_side(node):
+    node.service.answers["proof"] = Refused("cannot_prove", "it is there")
+    node.service.answers["requests"] = BadQuery("state must be one of granted")
+    async with node.client() as client:
+        with pytest.raises(Refused, match="it is there"):
+            await client.proof("absence", ["study"])
+        with pytest.raises(RpcError, match="state must be") as refused:
+            await client.requests(RequestQuery(state="lost"))
+        assert refused.value.code == "invalid_params"
 
 
 async def test_submit_many_gives_one_outcome_each_in_order(node):

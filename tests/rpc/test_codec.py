@@ -17,6 +17,24 @@ from node.ledger.queries import (
     StudyView,
     TransactionView,
 )
+from node.ledger.queries.access_views import (
+    ConsentView,
+    PoliciesView,
+    PolicyTrial,
+    RequestPage,
+    RequestView,
+)
+from node.ledger.queries.audit_views import AnchorPage, ProofFile, TrailPage
+from node.ledger.queries.member_views import (
+    EncryptionKeyPage,
+    InstitutionPage,
+    InstitutionView,
+    MemberPage,
+    ParameterView,
+    ProposalPage,
+    ProposalTrial,
+    ProposalView,
+)
 from node.ledger.transaction import Transaction
 from node.rpc import codec
 from node.rpc.codec import NotAnAnswer
@@ -29,10 +47,18 @@ from node.rpc.service import (
     Submitted,
     ValidatorStatus,
 )
+from tests.rpc.samples import sample
 
+LEDGER_ANSWERS = [
+    *(ConsentView, PoliciesView, PolicyTrial, RequestPage, RequestView),
+    *(AnchorPage, ProofFile, TrailPage),
+    *(EncryptionKeyPage, InstitutionPage, InstitutionView, MemberPage, ParameterView),
+    *(ProposalPage, ProposalTrial, ProposalView),
+]
 ANSWERS = [
     *(Submitted, Head, Status, ValidatorStatus, PeerStatus, Readiness, BlockEvents),
     *(StudyPage, StudyView, TransactionView, BlockView),
+    *LEDGER_ANSWERS,
 ]
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(0, 9) | st.text(max_size=4),
@@ -69,6 +95,13 @@ def test_views_of_the_ledger_come_back():
         header, header.digest, Batch(5, (b"\x09" * 32,)), (Receipt(b"\x08" * 32),), None
     )
     assert codec.decode(BlockView, through_json(block)) == block
+
+
+@pytest.mark.parametrize("kind", LEDGER_ANSWERS)
+@pytest.mark.parametrize("is_full", [False, True])
+def test_every_view_comes_back(kind, is_full):
+    view = sample(kind, is_full=is_full)
+    assert codec.decode(kind, through_json(view)) == view
 
 
 def test_fields_of_events_stay_hexadecimal():
