@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from node.testnet.processes import ProcessTestnet
-from tests.bench import growth
+from tests.bench import growth, sharing
 from tests.bench.audit import check
 from tests.bench.limit import verifications_per_second
 from tests.bench.load import Load, registration
@@ -127,6 +127,10 @@ async def _measure(report: dict[str, Any], net: ProcessTestnet, load: Load, *, q
         "operations_per_transaction": OPERATIONS,
         "operations_per_s": round(many.rate * OPERATIONS, 1),
     }
+    _say("access requests with policy evaluation, beside registrations")
+    report["sharing"] = await sharing.measure(
+        load, [node.name for node in nodes], 6.0 if quick else 20.0
+    )
     report["memory_mib_per_node"] = [round(mib, 1) for mib in resident_mib(nodes)]
     _say("audit: nothing lost, nothing doubled")
     report["audit"] = await check(load.clients, acknowledged)
@@ -164,6 +168,7 @@ async def _profile(net: ProcessTestnet, load: Load) -> list[dict[str, Any]]:
     """Run one backup under the standard profiler for a while; return what took its loop's time."""
     node = net.nodes[VALIDATORS - 1]
     stats = node.folder / "profile.pstats"
+    await load.clients[VALIDATORS - 1].__aexit__(None, None, None)
     await node.stop()
     environment = os.environ | {"RADLEDGER_PROFILE": str(stats)}
     await node.start(environment=environment)
@@ -202,10 +207,16 @@ def _show(report: dict[str, Any]) -> None:
         )
     console.print(table)
     idle, many, sync = report["idle"], report["multi_operation"], report["sync"]
+    sharing_ = report["sharing"]
     lines = [
         ("share_of_limit", f"{report['share_of_limit']} of {report['signature_limit_tx_per_s']:,}"),
         ("idle latency to finality", f"p50 {idle['p50_ms']} ms, p99 {idle['p99_ms']} ms"),
         ("multi-operation", f"{many['operations_per_s']:,.0f} operations/s"),
+        (
+            "access requests",
+            f"{sharing_['requests_per_s']:,.0f}/s, {sharing_['share_of_registrations']} of "
+            f"registrations; p50 {sharing_['p50_ms']} ms, p99 {sharing_['p99_ms']} ms",
+        ),
         ("memory per node", ", ".join(f"{m:.0f} MiB" for m in report["memory_mib_per_node"])),
         (
             "sync of a fresh node",
@@ -217,6 +228,13 @@ def _show(report: dict[str, Any]) -> None:
         (
             f"at {row['studies']:,} studies",
             f"{row['cpu_us_per_tx']} us CPU, {row['wall_us_per_tx']} us wall per tx",
+        )
+        for row in report["growth"]
+    ]
+    lines += [
+        (
+            f"search at {row['studies']:,} studies",
+            f"p50 {row['search_p50_ms']} ms, p99 {row['search_p99_ms']} ms",
         )
         for row in report["growth"]
     ]

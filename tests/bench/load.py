@@ -101,6 +101,14 @@ class Load:
         )
         return signed.id, signed.raw
 
+    async def submit(self, node: int, operations: Sequence[Operation]) -> None:
+        """Submit one transaction of this node's institution. Raises `RuntimeError` if it fails."""
+        self.height = (await self.clients[node].head()).height
+        _, raw = self.sign(node, operations)
+        done = await self.clients[node].submit(raw, wait="final")
+        if done.code != "ok":
+            raise RuntimeError(f"operation {done.operation} failed: {done.code} {done.rule or ''}")
+
     async def closed_loop(
         self,
         clients: int,
@@ -108,10 +116,12 @@ class Load:
         operations: Callable[[], Sequence[Operation]] = lambda: (registration(),),
         *,
         warm_up_s: float = 0.0,
+        operations_of: Callable[[int], Sequence[Operation]] | None = None,
     ) -> Result:
         """Let `clients` each submit, wait until final, and submit again.
 
         Every answer in the time counts, and every transaction is waited for to the end.
+        `operations_of`, if given, makes the operations for each node by its index.
         """
         self.height = (await self.clients[0].head()).height
         result = Result(clients)
@@ -122,7 +132,9 @@ class Load:
             node = index % self._voters
             client = self.clients[node]
             while time.perf_counter() < end:
-                transaction_id, raw = self.sign(node, operations())
+                transaction_id, raw = self.sign(
+                    node, operations() if operations_of is None else operations_of(node)
+                )
                 started = time.perf_counter()
                 done = await client.submit(raw, wait="final")
                 ended = time.perf_counter()
