@@ -45,10 +45,6 @@ class Buffer:
                 del self._by_sender[sender]
         return released
 
-    def clear(self) -> None:
-        """Drop everything."""
-        self._by_sender.clear()
-
 
 def _key(message: Future) -> tuple[type, int, int]:
     view = -1 if isinstance(message, Seal) else message.view  # a seal belongs to every view

@@ -7,7 +7,15 @@ a machine is broken: the node halts and says so.
 
 from consensus.effects import Broadcast, Forget, NeedSync, Send, Stable
 from consensus.errors import require
-from consensus.messages import Commit, Prepare, PrePrepare, Seal, SealCertificate
+from consensus.messages import (
+    Commit,
+    Message,
+    Prepare,
+    PrePrepare,
+    Seal,
+    SealCertificate,
+    ViewChange,
+)
 from consensus.slots import Slot
 from consensus.state import State
 from consensus.wal import NEW_VIEW_KEY, VIEW_CHANGE_KEY
@@ -176,6 +184,25 @@ def on_far(state: State, message: PrePrepare | Prepare | Commit | Seal) -> None:
         need_sync(state, max(state.low + 1, above[f] - state.options.window))
 
 
+def on_beyond_horizon(state: State, message: Message) -> None:
+    """Fetch what a message of validators that we may not know says that there is.
+
+    The blocks prove themselves, each by the set that reigned. What is kept of such a certificate
+    could be a lie of validators that left, and must not be compared with our own block later.
+    """
+    match message:
+        case Commit() | Seal() if state.index is None:
+            observe(state, message)
+        case Commit() | Seal():
+            on_far(state, message)
+        case SealCertificate():
+            need_sync(state, message.height)
+        case ViewChange():
+            need_sync(state, message.stable.height)
+        case _:
+            pass
+
+
 def observe(state: State, message: Commit | Seal) -> None:
     """As an observer: f+1 validators beyond our last block mean that there is one to fetch."""
     validators = state.schedule.at(message.height)
@@ -213,4 +240,4 @@ def answer(state: State, sender: int | None) -> None:
     if state.stable.height:
         state.answered.add(sender)
         state.touched = True
-        state.emit(Send(sender, state.stable))
+        state.emit(Send(state.key_of(sender), state.stable))

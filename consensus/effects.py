@@ -34,7 +34,7 @@ class Broadcast:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    to: int  # validator index
+    to: bytes  # public key: indexes change with the validator set, perhaps in this very list
     message: Message
 
 
@@ -72,7 +72,11 @@ class Execute:
 
 @dataclass(frozen=True, slots=True)
 class Stable:
-    """The height is sealed by a quorum; keep the certificate with the block."""
+    """The height is sealed by a quorum; keep the certificate with the block.
+
+    It must be durable no later than any Persist that comes after it: a restart that found votes of
+    the next validator set, and not that the last set is over, could not tell whose they are.
+    """
 
     certificate: SealCertificate
 

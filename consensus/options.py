@@ -17,6 +17,15 @@ class Options:
     buffered_per_sender_max: int = 256  # messages of later views or heights, for each validator
     view_changes_per_period_max: int = 8  # verified for each validator in one resend period
 
+    @property
+    def horizon(self) -> int:
+        """How far above what it executed a replica knows every height's validator set.
+
+        What is executed at h may change the set from height h + `horizon` on, and no earlier. A
+        replica keeps messages up to two windows above its low watermark.
+        """
+        return 2 * self.window
+
     def __post_init__(self) -> None:
         if not 1 <= self.window <= HEIGHTS_MAX:
             raise ValueError(f"window must be from 1 to {HEIGHTS_MAX}, not {self.window}")

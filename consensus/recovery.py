@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from consensus import wal
 from consensus.checkpoint import seal_own
 from consensus.effects import Broadcast, Forget
+from consensus.errors import require
 from consensus.messages import Prepare, PreparedCertificate, PrePrepare, SealCertificate, ViewChange
 from consensus.normal_case import accept
 from consensus.state import State
@@ -21,6 +22,7 @@ def restore(state: State, rows: Mapping[bytes, bytes], stable: SealCertificate) 
     state.move_window(stable)
     state.begin_reign()
     restored = wal.restore(rows, state.low)
+    _require_one_reign(state, restored)
     _note_rows(state, rows)
     if state.index is None:
         return
@@ -36,6 +38,17 @@ def restore(state: State, rows: Mapping[bytes, bytes], stable: SealCertificate) 
     own = state.view_changes.get(state.index)
     if own is not None:
         state.emit(Broadcast(own))
+
+
+def _require_one_reign(state: State, restored: wal.Restored) -> None:
+    """Refuse votes of a later reign: the certificate that ended ours was durable before them."""
+    end = state.schedule.next_change_after(state.low + 1)
+    votes = [*restored.accepted, *(c.pre_prepare for c in restored.prepared)]
+    require(
+        end is None or all(vote.height < end for vote in votes),
+        f"there are votes of validators that take over at height {end}, and no certificate of "
+        "the height before: rows of the database are lost; restore a backup or sync anew",
+    )
 
 
 def _note_rows(state: State, rows: Mapping[bytes, bytes]) -> None:

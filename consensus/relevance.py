@@ -21,6 +21,8 @@ def is_relevant(state: State, message: Message) -> bool:
     """Whether `message`, if genuine, could change anything in `state`."""
     if state.halted is not None:
         return False
+    if is_beyond_horizon(state, message):
+        return _is_relevant_hint(state, message)
     if isinstance(message, SealCertificate):
         return message.height > max(state.low, state.ahead.height if state.ahead else 0)
     if state.index is None:
@@ -34,6 +36,36 @@ def is_relevant(state: State, message: Message) -> bool:
             return _is_relevant_view_change(state, message)
         case NewView():
             return message.view > state.view or (message.view == state.view and not state.active)
+
+
+def is_beyond_horizon(state: State, message: Message) -> bool:
+    """Whether a change of validators that we do not know of may reign where `message` belongs.
+
+    Then its signatures may fail though they are genuine, and may verify though they are those of
+    validators that left long ago: it says that there is something to fetch, and nothing else.
+    """
+    horizon = state.executed_height + state.options.horizon
+    match message:
+        case ViewChange():
+            return message.stable.height + 1 > horizon
+        case NewView():
+            return any(v.stable.height + 1 > horizon for v in message.view_changes)
+        case _:
+            return message.height > horizon
+
+
+def _is_relevant_hint(state: State, message: Message) -> bool:
+    match message:
+        case Commit() | Seal() if state.index is None:
+            return _is_relevant_to_observer(state, message)
+        case Commit() | Seal():
+            return _is_relevant_above(state, message)
+        case SealCertificate():
+            return message.height > state.sync_target
+        case ViewChange():
+            return message.stable.height > state.sync_target
+        case _:
+            return False
 
 
 def _is_relevant_to_observer(state: State, message: Message) -> bool:

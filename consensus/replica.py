@@ -38,7 +38,7 @@ from consensus.options import Options
 from consensus.recovery import restore
 from consensus.report import PhaseReport
 from consensus.state import State
-from consensus.validators import ValidatorSchedule
+from consensus.validators import ValidatorSchedule, ValidatorSet
 
 __all__ = ["Options", "PhaseReport", "Replica"]
 
@@ -135,6 +135,14 @@ class Replica:
         """
         return relevance.is_relevant(self._state, message)
 
+    def can_judge(self, message: Message) -> bool:
+        """Whether this replica knows for certain whose signatures `message` must carry.
+
+        Signatures of any other message may fail without anybody's fault: the validators may have
+        changed in blocks that this replica has yet to execute.
+        """
+        return not relevance.is_beyond_horizon(self._state, message)
+
     def phase_report(self) -> PhaseReport:
         """Return which phase is waited for, at which height, and who was not heard in it."""
         return report.phase_report(self._state)
@@ -143,6 +151,11 @@ class Replica:
     def index(self) -> int | None:
         """The position in the current validator set; None while this node does not vote."""
         return self._state.index
+
+    @property
+    def validators(self) -> ValidatorSet:
+        """The set that orders the height above `low`; `index` and `primary` are places in it."""
+        return self._state.validators
 
     @property
     def view(self) -> int:
@@ -223,7 +236,9 @@ class Replica:
     def _on_message_received(self, happened: MessageReceived) -> None:
         message = happened.message
         state = self._state
-        if state.index is None:
+        if relevance.is_beyond_horizon(state, message):
+            checkpoint.on_beyond_horizon(state, message)
+        elif state.index is None:
             if isinstance(message, SealCertificate):
                 checkpoint.learn_certificate(state, message)
             elif isinstance(message, Commit | Seal) and message.height > state.executed_height:

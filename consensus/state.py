@@ -103,6 +103,10 @@ class State:
         """Whether a quorum is known to have sealed what this replica must fetch."""
         return self.sync_target > self.executed_height
 
+    def key_of(self, sender: int) -> bytes:
+        """Return the public key of a validator of this reign."""
+        return self.validators.validators[sender].public_key
+
     def slot(self, height: int) -> Slot:
         """Return the slot of `height`, which lies in the window, made when missing."""
         found = self.slots.get(height)
@@ -151,7 +155,8 @@ class State:
     def begin_reign(self) -> None:
         """Take the validator set that orders the height above `low`; its views begin at 0.
 
-        Votes bind the set's digest and a height, so nothing of an earlier reign can meet them.
+        Votes bind the set's digest and a height, so nothing of an earlier reign can meet them. What
+        the buffer holds above `low` came early and is of this reign.
         """
         self.reign_start = self.schedule.reign_start(self.low + 1)
         self.validators = self.schedule.at(self.low + 1)
@@ -165,7 +170,6 @@ class State:
         self.far = {start: far for start, far in self.far.items() if start >= self.reign_start}
         for table in (self.view_changes, self.views_seen, self.accused_views, self.seal_heard):
             table.clear()
-        self.buffer.clear()
         self.answered.clear()
         self.answered_views.clear()
 

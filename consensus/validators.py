@@ -70,7 +70,10 @@ class ValidatorSet:
 
 
 class ValidatorSchedule:
-    """Which set votes at which height. Changes are known before the window reaches them."""
+    """Which set votes at which height. Changes are known before the window reaches them.
+
+    One thread may plan while others ask: what a planned change does not touch reads alike.
+    """
 
     def __init__(self, genesis: ValidatorSet) -> None:
         self._heights = [0]
@@ -89,12 +92,16 @@ class ValidatorSchedule:
         position = bisect_right(self._heights, height)
         return self._heights[position] if position < len(self._heights) else None
 
+    def since(self, height: int) -> Sequence[ValidatorSet]:
+        """Return the set that orders `height` and all that take over from it, in order."""
+        return tuple(self._sets[bisect_right(self._heights, height) - 1 :])
+
     def plan(self, height: int, validators: ValidatorSet) -> None:
         """Let `validators` take over at `height`, which must be above every planned change."""
         if height <= self._heights[-1]:
             raise ValueError(f"height {height} is not above the last planned change")
+        self._sets.append(validators)  # first: whoever finds the height finds its set
         self._heights.append(height)
-        self._sets.append(validators)
 
     def sets(self) -> Sequence[ValidatorSet]:
         """Return all sets in the order in which they take over."""

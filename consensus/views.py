@@ -92,7 +92,7 @@ def answer_with_new_view(state: State, sender: int) -> None:
     if state.active and state.new_view is not None and sender not in state.answered_views:
         state.answered_views.add(sender)
         state.touched = True
-        state.emit(Send(sender, state.new_view))
+        state.emit(Send(state.key_of(sender), state.new_view))
 
 
 def supporters(state: State) -> int:

@@ -35,14 +35,15 @@ from node.ledger.transaction import Transaction, decode_transaction, transaction
 from node.ledger.verifier import SignatureVerifier
 from node.network.gossip import TransactionGossip
 from node.network.options import TransportOptions
-from node.network.payloads import Hello, Role
-from node.network.peers import KnownPeer, Peer
+from node.network.payloads import Hello
+from node.network.peers import Peer
 from node.network.transport import Transport
-from node.provision import passphrase_of
+from node.provision import CARD, Card, InvalidCard, passphrase_of
 from node.replication.catch_up import CatchUp
 from node.replication.chain import Chain, Diverged
 from node.replication.clocks import monotonic_ms, wall_ms
 from node.replication.driver import Driver, Halted
+from node.replication.nodes import KnownNodes, find_node
 from node.replication.payloads import Rules
 from node.replication.proposer import BatchPolicy, Proposer
 from node.replication.router import Router
@@ -81,7 +82,6 @@ class Node:
         private = keys.load(config.key.file, passphrase_of(config.key))
         self.public_key = keys.public_bytes(private)
         genesis = genesis_file.load(config.genesis_file)
-        certificate, role = _own_place(genesis, self.public_key, config.institution)
         self.rpc_token = keys.load_token(config.rpc.token_file)
         self.metrics = Metrics(VERSION)
         self._store: KeyValueStore = open_leveldb(config.data_dir)
@@ -92,11 +92,13 @@ class Node:
         self._main: asyncio.Task[None] | None = None
         self._work_pending = False
         self._last_roomy_ms = wall_ms()
-        self._build(private, genesis, certificate, role)
+        try:
+            self._build(private, genesis)
+        except BaseException:
+            self._store.close()
+            raise
 
-    def _build(
-        self, private: Ed25519PrivateKey, genesis: Genesis, certificate: bytes, role: Role
-    ) -> None:
+    def _build(self, private: Ed25519PrivateKey, genesis: Genesis) -> None:
         config, chain_id = self._config, genesis.chain_id
         self._genesis = genesis
         self._schedule = ValidatorSchedule(genesis.validator_set())
@@ -108,6 +110,7 @@ class Node:
             first = executor.initialise(rows)
             self._store.write(rows, sync=True)
             executor.adopt(first)
+        certificate = _own_certificate(chain_store, self.public_key, config)
         self._chain_store = chain_store
         self._chain = Chain(self._store, chain_store, executor, genesis.limits)
         self._readers = ThreadPoolExecutor(2, thread_name_prefix="read")
@@ -122,14 +125,23 @@ class Node:
             now_ms=wall_ms,
             on_accepted=self._accepted,
         )
+        stable_height = self._last_certificate().height
+        self._nodes = KnownNodes(
+            chain_store=chain_store,
+            schedule=self._schedule,
+            readers=self._readers,
+            addresses={p.institution: (p.host, p.port) for p in config.network.peers},
+            own_key=self.public_key,
+            stable_height=stable_height,
+        )
         self._router = _WatchedRouter(self._connections)
         self._transport = Transport(
             private,
             certificate,
-            _known_peers(genesis, config),
+            self._nodes.peers(),
             config.network.listen_host,
             config.network.listen_port,
-            partial(self._hello, chain_id, role),
+            partial(self._hello, chain_id),
             self._router,
             _transport_options(config),
         )
@@ -176,15 +188,14 @@ class Node:
             verifier=self._verifier,
             links=self._transport,
             readers=self._readers,
-            stable_height=self._last_certificate().height,
-            follows=role is Role.OBSERVER,
+            stable_height=stable_height,
+            own_key=self.public_key,
             on_sealed=self.stable,
         )
         self._router.connect(self._driver, self._gossip, self._catch_up)
         self._service = Service(
             about=About(config.institution, self.public_key, VERSION, genesis),
             store=self._store,
-            schedule=self._schedule,
             chain=self._chain,
             replica=self._replica,
             mempool=self._mempool,
@@ -257,6 +268,7 @@ class Node:
                 tasks.create_task(self._admission.run(), name="admission"),
                 tasks.create_task(self._gossip_ticks(), name="gossip"),
                 tasks.create_task(self._transport.wait(), name="transport"),
+                tasks.create_task(self._nodes.run(self._transport), name="known-nodes"),
                 tasks.create_task(self._housekeeping(), name="housekeeping"),
                 tasks.create_task(self._probe_lag(), name="loop-lag"),
             ]
@@ -347,6 +359,7 @@ class Node:
         """A block is final and durable here."""
         header = block.header
         self._service.block_executed(block)
+        self._nodes.executed(block)
         self._catch_up.executed(header.height)
         if len(block.transactions) < BatchPolicy().worthwhile_count:
             self._last_roomy_ms = wall_ms()
@@ -362,6 +375,7 @@ class Node:
     def stable(self, certificate: SealCertificate) -> None:
         """A height is sealed by a quorum."""
         self._service.block_stable(certificate)
+        self._nodes.stable(certificate.height)
         self._catch_up.stable(certificate.height)
         self.metrics.height_stable.set(certificate.height)
 
@@ -439,6 +453,7 @@ class Node:
         metrics.mempool_bytes.set(self._mempool.size_bytes)
         metrics.peers_configured.set(len(traffic))
         metrics.peers_connected.set(len(self._transport.connected))
+        metrics.view.set(self._replica.view)  # it begins anew with every validator set
         metrics.is_primary.set(self._replica.is_primary)
         metrics.is_syncing.set(self._catch_up.is_behind)
         metrics.is_ready.set(self._service.readiness().is_ready)
@@ -461,11 +476,11 @@ class Node:
         genesis = self._chain.stored_header(0)
         return SealCertificate(0, genesis.digest if genesis else bytes(32), ())
 
-    def _hello(self, chain_id: bytes, role: Role) -> Hello:
+    def _hello(self, chain_id: bytes) -> Hello:
         return Hello(
             PROTOCOL_VERSION,
             chain_id,
-            role,
+            self._nodes.own_role,
             self._catch_up.stable_height,
             self._config.network.listen_host,
             self._config.network.listen_port,
@@ -503,37 +518,38 @@ def tune_interpreter() -> None:
     sys.setswitchinterval(0.001)
 
 
-def _own_place(genesis: Genesis, public_key: bytes, institution: str) -> tuple[bytes, Role]:
-    for nodes, role in ((genesis.validators, Role.VALIDATOR), (genesis.observers, Role.OBSERVER)):
-        for node in nodes:
-            if node.public_key == public_key:
-                if node.institution != institution:
-                    raise StartRefused(
-                        f"the genesis lists this key for {node.institution}, but the config says "
-                        f"institution = {institution!r}"
-                    )
-                return node.certificate, role
-    raise StartRefused(
-        "the genesis does not list this node's key; use the key whose card went into it"
+def _own_certificate(chain: ChainStore, public_key: bytes, config: NodeConfig) -> bytes:
+    """Return what this node shows to its peers: as the chain has it, or as its card says when the
+    chain does not know the node yet. Then it follows, as soon as the others list it."""
+    node = find_node(chain, public_key)
+    if node is None:
+        return _own_card(public_key, config).certificate
+    if node.institution != config.institution:
+        raise StartRefused(
+            f"the chain lists this key for {node.institution}, but the config says "
+            f"institution = {config.institution!r}"
+        )
+    return node.certificate
+
+
+def _own_card(public_key: bytes, config: NodeConfig) -> Card:
+    path = config.key.file.with_name(CARD)
+    advice = (
+        "use the key whose card went into the genesis or was voted in, or keep the card of this "
+        f"one beside it as {path}"
     )
-
-
-def _known_peers(genesis: Genesis, config: NodeConfig) -> list[KnownPeer]:
-    addresses = {peer.institution: peer for peer in config.network.peers}
-    peers = []
-    for nodes, role in ((genesis.validators, Role.VALIDATOR), (genesis.observers, Role.OBSERVER)):
-        for node in nodes:
-            address = addresses.get(node.institution)
-            peers.append(
-                KnownPeer(
-                    node.certificate,
-                    node.institution,
-                    role,
-                    address.host if address else None,
-                    address.port if address else 0,
-                )
-            )
-    return peers
+    try:
+        card = Card.load(path)
+    except InvalidCard as error:
+        raise StartRefused(
+            f"the chain does not list this node's key, and there is no card: {error}; {advice}"
+        ) from error
+    if (card.node_key, card.institution) != (public_key, config.institution):
+        raise StartRefused(
+            f"the chain does not list this node's key, and {path} is of another key or "
+            f"institution; {advice}"
+        )
+    return card
 
 
 def _replica_options(config: NodeConfig) -> Options:

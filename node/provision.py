@@ -29,7 +29,15 @@ from node.config import (
     parse_config,
     render_config,
 )
-from node.ledger.genesis import DISPLAY_NAME_MAX, Genesis, Institution, Member, NodeIdentity
+from node.ledger.contracts.vocabulary import COUNTRIES, COUNTRY_NOT_STATED
+from node.ledger.genesis import (
+    DISPLAY_NAME_MAX,
+    Genesis,
+    Institution,
+    Member,
+    NodeIdentity,
+    is_display_name,
+)
 from node.ledger.transaction import INSTITUTION
 from node.network.tls import make_certificate
 
@@ -58,6 +66,7 @@ class Card:
     certificate: bytes  # DER
     members: tuple[Member, ...]
     observer: bool = False
+    country: str = COUNTRY_NOT_STATED  # ISO 3166-1 alpha-2
 
     def save(self, path: Path) -> None:
         """Write the card as JSON."""
@@ -65,6 +74,7 @@ class Card:
             "version": CARD_VERSION,
             "institution": self.institution,
             "display_name": self.display_name,
+            "country": self.country,
             "observer": self.observer,
             "node_key": self.node_key.hex(),
             "certificate": base64.b64encode(self.certificate).decode(),
@@ -96,8 +106,10 @@ def _card(path: Path, value: Any) -> Card:
         raise InvalidCard(
             f"{path}: card version {value['version']!r}; this program knows {CARD_VERSION}"
         )
-    for name in ("institution", "display_name"):
-        if not isinstance(value[name], str):
+    country = value.get("country", COUNTRY_NOT_STATED)  # cards of earlier releases state none
+    named = {"institution": value["institution"], "display_name": value["display_name"]}
+    for name, text in (named | {"country": country}).items():
+        if not isinstance(text, str):
             raise InvalidCard(f"{path}: {name} must be text")
     members = tuple(
         Member(bytes.fromhex(m["public_key"]), tuple(sorted(m["roles"]))) for m in value["members"]
@@ -109,6 +121,7 @@ def _card(path: Path, value: Any) -> Card:
         base64.b64decode(value["certificate"], validate=True),
         members,
         value.get("observer") is True,
+        country,
     )
 
 
@@ -119,20 +132,26 @@ def create_identity(
     *,
     passphrase: bytes | None = None,
     observer: bool = False,
+    country: str = COUNTRY_NOT_STATED,
 ) -> Card:
     """Make node and gateway keys in `folder` and return the public card, which is written too.
 
     Without a passphrase a random one is made and kept beside the keys, 0600. Raises `InvalidCard`
-    for names that no genesis takes, and `KeyFileError` when the folder holds an identity already:
-    nothing is ever overwritten.
+    for a name or country that no genesis takes, and `KeyFileError` when the folder holds an
+    identity already: nothing is ever overwritten.
     """
     if INSTITUTION.fullmatch(institution) is None:
         raise InvalidCard(
             f"the institution {institution!r} must match {INSTITUTION.pattern}: "
             "a short name in lower case, for instance st-mary"
         )
-    if not 1 <= len(display_name) <= DISPLAY_NAME_MAX or not display_name.isprintable():
+    if not is_display_name(display_name):
         raise InvalidCard(f"a display name is 1 to {DISPLAY_NAME_MAX} printable characters")
+    if COUNTRIES.fullmatch(country) is None:
+        raise InvalidCard(
+            f"the country {country!r} must be two capital letters of ISO 3166-1, for instance CH, "
+            f"or {COUNTRY_NOT_STATED} if it is not stated"
+        )
     _make_private_folder(folder)
     made = (NODE_KEY, GATEWAY_KEY, CARD)
     for name in made if passphrase is not None else (*made, PASSPHRASE):
@@ -152,6 +171,7 @@ def create_identity(
         make_certificate(node, institution),
         (Member(keys.public_bytes(gateway), ("administrator", "gateway")),),
         observer,
+        country,
     )
     card.save(folder / CARD)
     return card
@@ -163,7 +183,9 @@ def make_genesis(name: str, cards: Iterable[Card], time_ms: int) -> Genesis:
     return Genesis(
         name=name,
         time_ms=time_ms,
-        institutions=tuple(Institution(c.institution, c.display_name, c.members) for c in cards),
+        institutions=tuple(
+            Institution(c.institution, c.display_name, c.members, c.country) for c in cards
+        ),
         validators=tuple(_identity(c) for c in cards if not c.observer),
         observers=tuple(_identity(c) for c in cards if c.observer),
     )

@@ -77,6 +77,30 @@ def test_a_display_name_that_no_genesis_takes_is_refused(display, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("country", ["", "ch", "CHE", "C1"])
+def test_a_country_that_no_genesis_takes_is_refused(country, tmp_path):
+    with pytest.raises(InvalidCard, match="ISO 3166-1"):
+        provision.create_identity(tmp_path, "north", "North", country=country)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_country_goes_from_the_card_into_the_genesis(card, tmp_path):
+    norway = provision.create_identity(tmp_path / "no", "oslo", "Oslo", country="NO")
+    assert Card.load(tmp_path / "no" / provision.CARD) == norway
+    made = provision.make_genesis("chain", [card, norway], 1)
+    assert [each.country for each in made.institutions] == ["ZZ", "NO"]
+
+
+def test_a_card_of_an_earlier_release_states_no_country(tmp_path):
+    path = tmp_path / "card.json"
+    path.write_text(json.dumps(GOOD))
+    assert "country" not in GOOD
+    assert Card.load(path).country == "ZZ"
+    path.write_text(json.dumps(GOOD | {"country": 5}))
+    with pytest.raises(InvalidCard, match="country must be text"):
+        Card.load(path)
+
+
 def test_the_public_key_is_known_without_the_passphrase(card, tmp_path):
     assert provision.public_key_of(tmp_path / "north" / provision.NODE_KEY) == card.node_key
     other = tmp_path / "other"

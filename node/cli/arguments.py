@@ -1,12 +1,14 @@
 """What commands are given, read with a sentence for what is wrong."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from node import provision
+from node.ledger.contracts.vocabulary import PURPOSES
+from node.ledger.genesis import ROLES
 from node.rpc.service import Wait
 
 ConfigFile = Annotated[
@@ -45,7 +47,42 @@ def _digits(size: int, what: str) -> Callable[[str], bytes]:
 
 read_study_id = _digits(16, "a study id")
 read_subject_id = _digits(16, "a subject id")
+read_consent_id = _digits(16, "a consent id")
+read_request_id = _digits(16, "a request id")
+read_proposal_id = _digits(16, "a proposal id")
+read_key_id = _digits(16, "a key id")
 read_transaction_id = _digits(32, "a transaction id")
+read_public_key = _digits(32, "a public key")
+read_digest = _digits(32, "a digest")
+
+
+def words_of(words: Set[str], what: str) -> Callable[[str], str]:
+    """Return a reader of one of `words`; a wrong one is answered with all that there are."""
+
+    def read(text: str) -> str:
+        if text not in words:
+            raise typer.BadParameter(f"{what} is one of {', '.join(sorted(words))}")
+        return text
+
+    return read
+
+
+read_purpose = words_of(PURPOSES, "a purpose (HL7 PurposeOfUse)")
+read_role = words_of(ROLES, "a role")
+
+Purpose = Annotated[
+    str,
+    typer.Option(
+        "--purpose",
+        parser=read_purpose,
+        metavar="WORD",
+        help="What for, an HL7 PurposeOfUse: TREAT, ETREAT, HRESCH, ...",
+        autocompletion=lambda: sorted(PURPOSES),
+    ),
+]
+Cursor = Annotated[
+    str | None, typer.Option(help="Where the page before said that the next begins.")
+]
 
 
 def read_address(text: str) -> tuple[str, int]:

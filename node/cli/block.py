@@ -9,7 +9,7 @@ from node.cli.arguments import DEFAULT_CONFIG, ConfigFile
 from node.cli.context import Desk
 from node.cli.failures import WRONG, Failure, explained
 from node.cli.output import Json, cell, show_json, show_pairs, show_table, time_text
-from node.cli.seals import Seals, sealed_by
+from node.cli.seals import Seals, sealed_by, validators_of
 from node.ledger.limits import HEIGHT_MAX
 from node.ledger.queries import BlockView
 
@@ -24,11 +24,7 @@ def block(
     """Show a block: header, transactions, and the institutions whose seals verify."""
     with explained(as_json):
         desk = Desk.open(config_file)
-        view = asyncio.run(_ask(desk, height))
-        if view is None:
-            where = "no block yet" if height is None else f"no block at height {height} yet"
-            raise Failure(WRONG, f"there is {where}")
-        seals = sealed_by(view, desk.genesis())
+        view, seals = asyncio.run(_ask(desk, height))
         if as_json:
             show_json({"block": view, "seals": seals, "is_sealed": seals.is_sealed})
         else:
@@ -37,9 +33,14 @@ def block(
             raise Failure(WRONG, seals.problem)
 
 
-async def _ask(desk: Desk, height: int | None) -> BlockView | None:
+async def _ask(desk: Desk, height: int | None) -> tuple[BlockView, Seals]:
+    genesis = desk.genesis()
     async with desk.client() as client:
-        return await client.block(height)
+        view = await client.block(height)
+        if view is None:
+            where = "no block yet" if height is None else f"no block at height {height} yet"
+            raise Failure(WRONG, f"there is {where}")
+        return view, sealed_by(view, genesis, await validators_of(view, genesis, client))
 
 
 def _show(view: BlockView, seals: Seals) -> None:

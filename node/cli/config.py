@@ -115,26 +115,40 @@ def _existing(folder: Path) -> Path:
 
 def _place_findings(config: NodeConfig, consortium: Genesis) -> Iterator[Finding]:
     nodes = (*consortium.validators, *consortium.observers)
+    try:
+        public_key = provision.public_key_of(config.key.file)
+    except keys.KeyFileError:
+        public_key = None  # said already
+    is_known = public_key is None or any(node.public_key == public_key for node in nodes)
+    if public_key is not None and not is_known and _is_carded(config, public_key):
+        what = "is not in the genesis: the node takes part once a vote has let it in"
+        yield Finding(0, "key.file", what, False)
+        return
     own = [node for node in nodes if node.institution == config.institution]
     if not own:
         known = ", ".join(node.institution for node in nodes)
         yield Finding(0, "institution", f"the genesis lists {known}, not {config.institution}")
-        return
-    try:
-        public_key = provision.public_key_of(config.key.file)
-    except keys.KeyFileError:
-        return  # said already
-    if public_key is not None and all(node.public_key != public_key for node in own):
+    elif public_key is not None and all(node.public_key != public_key for node in own):
         yield Finding(
             0, "key.file", f"the genesis lists another key for {config.institution} than this one"
         )
+
+
+def _is_carded(config: NodeConfig, public_key: bytes) -> bool:
+    """Return whether the card beside the key is that of a node which may be voted in."""
+    try:
+        card = provision.Card.load(config.key.file.with_name(provision.CARD))
+    except provision.InvalidCard:
+        return False
+    return (card.institution, card.node_key) == (config.institution, public_key)
 
 
 def _peer_findings(config: NodeConfig, consortium: Genesis) -> Iterator[Finding]:
     known = {node.institution for node in (*consortium.validators, *consortium.observers)}
     given = {peer.institution for peer in config.network.peers}
     for name in sorted(given - known):
-        yield Finding(0, "network.peers", f"{name} is not in the genesis and is not dialled", False)
+        what = f"{name} is not in the genesis: it is dialled once a vote has let it in"
+        yield Finding(0, "network.peers", what, False)
     voters = {node.institution for node in consortium.validators}
     for name in sorted(voters - given - {config.institution}):
         yield Finding(0, "network.peers", f"no address for {name}: it must dial this node", False)

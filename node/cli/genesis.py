@@ -99,10 +99,10 @@ def _show(made: Genesis, output: Path) -> None:
             ("quorum", f"{validators.quorum} must agree on every block"),
         ]
     )
-    display = {institution.name: institution.display_name for institution in made.institutions}
-    rows = [(n.institution, display[n.institution], "votes") for n in made.validators]
-    rows += [(n.institution, display[n.institution], "observes") for n in made.observers]
-    show_table(("institution", "name", "role"), rows)
+    about = {each.name: (each.display_name, each.country) for each in made.institutions}
+    rows = [(n.institution, *about[n.institution], "votes") for n in made.validators]
+    rows += [(n.institution, *about[n.institution], "observes") for n in made.observers]
+    show_table(("institution", "name", "country", "role"), rows)
     if validators.f == 0:
         say("With fewer than 4 validators the chain stops as soon as one of them does.", "yellow")
     say("Give the same file to every institution, and compare the chain id by telephone.")

@@ -36,6 +36,12 @@ def init(
     passphrase_file: Annotated[
         Path | None, typer.Option(help="The passphrase's file, if it is not kept in the folder.")
     ] = None,
+    candidate: Annotated[
+        bool,
+        typer.Option(
+            "--candidate", help="The consortium takes this node in by a vote: not in the genesis."
+        ),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help=f"Replace an existing {CONFIG}.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -47,8 +53,12 @@ def init(
         peers = [_peer(text) for text in peer or ()]
         card = _own_card(folder)
         consortium = genesis_file.load(genesis)
-        _check_place(card, consortium, genesis)
-        _check_peers(peers, card, consortium)
+        if candidate:
+            _check_candidate(card, consortium, genesis)
+        else:
+            _check_place(card, consortium, genesis)
+        # Whoever came in by a vote, as the candidate does, is in no genesis.
+        _check_peers(peers, card, None if candidate else consortium)
         config = provision.node_config(
             card.institution,
             listen=address,
@@ -66,7 +76,7 @@ def init(
         answer = {
             "config": folder / CONFIG,
             "institution": card.institution,
-            "role": "observer" if card.observer else "validator",
+            "role": "candidate" if candidate else "observer" if card.observer else "validator",
             "chain_id": consortium.chain_id,
             "listen": f"{address[0]}:{address[1]}",
             "rpc": f"{config.rpc.host}:{config.rpc.port}",
@@ -80,6 +90,8 @@ def init(
         if unreached:
             say(f"No address for {', '.join(unreached)}: they must dial this node.", "yellow")
         say(f"Start it with: radledger start {folder / CONFIG}")
+        if candidate:
+            say(f"It connects once it is voted in: radledger gov application --genesis {target}")
 
 
 def _peer(text: str) -> PeerAddress:
@@ -111,9 +123,15 @@ def _check_place(card: Card, consortium: Genesis, file: Path) -> None:
         )
 
 
-def _check_peers(peers: Sequence[PeerAddress], card: Card, consortium: Genesis) -> None:
-    known = _others(card, consortium)
+def _check_candidate(card: Card, consortium: Genesis, file: Path) -> None:
+    nodes = (*consortium.validators, *consortium.observers)
+    if any(node.public_key == card.node_key for node in nodes):
+        raise Failure(USAGE, f"{file} lists this key already: leave --candidate out")
+
+
+def _check_peers(peers: Sequence[PeerAddress], card: Card, consortium: Genesis | None) -> None:
     names = [peer.institution for peer in peers]
+    known = set(names) - {card.institution} if consortium is None else _others(card, consortium)
     problems = [
         f"--peer {name}: "
         + ("is this node itself" if name == card.institution else "is not in the genesis")

@@ -8,6 +8,7 @@ import typer
 from node import keys, provision
 from node.cli.failures import USAGE, Failure, explained
 from node.cli.output import Json, say, show_json, show_pairs
+from node.ledger.contracts.vocabulary import COUNTRY_NOT_STATED
 
 
 def keygen(
@@ -20,6 +21,9 @@ def keygen(
     display_name: Annotated[
         str | None, typer.Option(help="The name for people; the short one if not given.")
     ] = None,
+    country: Annotated[
+        str, typer.Option(help="Two letters of ISO 3166-1; policies may ask. ZZ: not stated.")
+    ] = COUNTRY_NOT_STATED,
     observer: Annotated[
         bool, typer.Option("--observer", help="The node will follow the chain without voting.")
     ] = False,
@@ -42,10 +46,12 @@ def keygen(
             institution if display_name is None else display_name,
             passphrase=_passphrase(passphrase_file, ask),
             observer=observer,
+            country=country,
         )
         answer = {
             "institution": card.institution,
             "display_name": card.display_name,
+            "country": card.country,
             "observer": card.observer,
             "node_key": card.node_key,
             "gateway_key": card.members[0].public_key,

@@ -2,14 +2,13 @@
 
 import os
 import sys
-from importlib import import_module
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from node.cli.failures import UNEXPECTED, report
+from node.cli.lazy import LazyGroup
 
 # Where each command is. A module is loaded when its command is asked for: a node (`start`) has no
 # use for what reads DICOM files, a third of its memory at rest, nor a client for a whole node.
@@ -21,43 +20,27 @@ COMMANDS = {
     "start": "node.cli.start:start",
     "status": "node.cli.status:status",
     "study": "node.cli.study:app",
+    "consent": "node.cli.consent:app",
+    "policy": "node.cli.policy:app",
+    "access": "node.cli.access:app",
+    "audit": "node.cli.audit:app",
+    "institution": "node.cli.institution:app",
+    "member": "node.cli.member:app",
+    "gov": "node.cli.gov:app",
     "tx": "node.cli.tx:app",
     "block": "node.cli.block:block",
     "events": "node.cli.events:events",
+    "proof": "node.cli.proof:app",
     "testnet": "node.cli.testnet:app",
     "demo": "node.cli.demo.command:demo",
 }
 TRACEBACK = "RADLEDGER_TRACEBACK"
 
 
-class Commands(TyperGroup):
-    """The commands of the table above, each loaded when it is needed."""
+class Commands(LazyGroup):
+    """The commands of the table above."""
 
-    # Any: typer brings a click of its own in late versions, and uses the package in early ones.
-    def list_commands(self, ctx: Any) -> list[str]:
-        """Return all names, in the order of the table."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Return a command, or None when there is none of this name."""
-        # For a name that is none, all are loaded: typer suggests one that is like it.
-        for name in [cmd_name] if cmd_name in COMMANDS else COMMANDS:
-            if name not in self.commands:
-                self.commands[name] = _load(name)
-        return self.commands.get(cmd_name)
-
-
-def _load(name: str) -> Any:
-    module, _, attribute = COMMANDS[name].partition(":")
-    found = getattr(import_module(module), attribute)
-    if isinstance(found, typer.Typer):
-        group = found
-    else:
-        group = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        group.command(name)(found)
-    command = typer.main.get_command(group)
-    command.name = name
-    return command
+    table = COMMANDS
 
 
 app = typer.Typer(

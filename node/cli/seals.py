@@ -1,12 +1,21 @@
-"""Who sealed a block: every signature is checked here, against the genesis and nobody's word."""
+"""Who sealed a block: every signature is checked here, against the genesis and nobody's word.
+
+After a vote has changed the validators, the node shows by a proof that the set was followed from
+the genesis on.
+"""
 
 from dataclasses import dataclass
 
 from consensus.authentication import seal_checks
 from consensus.errors import InvalidMessage
+from consensus.validators import ValidatorSet
+from node.cli.failures import WRONG, Failure
 from node.ledger.genesis import Genesis
+from node.ledger.proofs.verify import verify
 from node.ledger.queries import BlockView
 from node.ledger.verifier import verify_all
+from node.rpc.client import Client
+from storage.errors import InvalidProof
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +32,31 @@ class Seals:
         return not self.problem and len(self.institutions) >= self.quorum
 
 
-def sealed_by(block: BlockView, genesis: Genesis) -> Seals:
-    """Return who sealed `block`, as far as the validator set of the genesis can tell."""
+async def validators_of(block: BlockView, genesis: Genesis, client: Client) -> ValidatorSet:
+    """Return the set that sealed `block`: the genesis', or the one that the node proves.
+
+    Raises what `Client.proof` does, and `Failure` for a proof that does not hold.
+    """
     validators = genesis.validator_set()
+    if block.certificate is None or block.header.validators_digest == validators.digest:
+        return validators
+    answer = await client.proof("time", [str(block.header.height)])
+    try:
+        proved = verify(answer.proof, genesis)
+    except InvalidProof as error:
+        raise Failure(WRONG, f"the node does not prove who votes: {error}") from error
+    return proved.validators
+
+
+def sealed_by(block: BlockView, genesis: Genesis, validators: ValidatorSet | None = None) -> Seals:
+    """Return who sealed `block`, as far as a validator set can tell: the genesis', or a later one
+    that a proof has shown."""
+    validators = genesis.validator_set() if validators is None else validators
     certificate = block.certificate
     if certificate is None:
         return Seals((), validators.quorum, "")
     if block.header.validators_digest != validators.digest:
-        return Seals((), validators.quorum, "sealed by another validator set than the genesis has")
+        return Seals((), validators.quorum, "sealed by another validator set than is known here")
     if (certificate.height, certificate.header) != (block.header.height, block.header.digest):
         return Seals((), validators.quorum, "the certificate is that of another header")
     try:

@@ -13,7 +13,8 @@ from typing import Annotated
 import typer
 import uvloop
 
-from node.cli.failures import UNABLE, USAGE, Failure, explained, meaning_of
+from node.cli.failures import UNABLE, USAGE, Failure, explained
+from node.cli.meanings import meaning_of
 from node.cli.profiling import profiled
 from node.config import load_config
 from node.daemon import VERSION, Node, StartRefused, tune_interpreter

@@ -16,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from node.cli import custody
 from node.cli.arguments import (
     DEFAULT_CONFIG,
     ConfigFile,
@@ -139,7 +140,7 @@ def search(
         typer.Option(parser=read_subject_id, metavar="ID", help="A patient's pseudonym."),
     ] = None,
     status: Annotated[
-        Literal["active", "retired"] | None, typer.Option(help="Both if not given.")
+        Literal["active", "retired", "erased"] | None, typer.Option(help="All if not given.")
     ] = None,
     start: Annotated[
         int | None, typer.Option("--from", min=0, max=HEIGHT_MAX, help="Registered from height.")
@@ -255,6 +256,8 @@ def _show(view: StudyView) -> None:
             ("modality", study.modality),
             ("region", study.region),
             ("status", state),
+            ("confidentiality", study.confidentiality),
+            ("offered to", study.offered_to),
             ("registered", f"height {study.registered_height}"),
             ("derived from", derivation.source if derivation is not None else None),
             ("derived studies", view.derived),
@@ -315,3 +318,6 @@ def _size(bucket: int) -> str:
     if bucket == SIZE_BUCKET_MAX:
         return f"over {2 ** (bucket - 1)} MiB"
     return f"{2 ** (bucket - 1)} to {2**bucket} MiB" if bucket else "up to 1 MiB"
+
+
+app.add_typer(custody.app)

@@ -63,6 +63,10 @@ class Dialing(Protocol):
         """Return how long not to dial this peer; None: until `Dialer.wake`."""
         ...
 
+    def patience_s(self, key: bytes) -> float:
+        """Return how long to leave it to the peer to dial."""
+        ...
+
     def note(self, key: bytes, sentence: str) -> None:
         """Remember why there is no connection, for the report to an operator."""
         ...
@@ -105,9 +109,19 @@ class Dialer:
             self._kicked.clear()
             hold_off_s = self._dialing.hold_off_s(self._key)
             if hold_off_s == 0:
+                if not await self._is_ours_to_dial():
+                    continue
                 await self._attempt()
                 hold_off_s = self._backoff.delay_s()
             await self._pause(hold_off_s)
+
+    async def _is_ours_to_dial(self) -> bool:
+        """Wait whether the peer dials; False when something happened meanwhile."""
+        patience_s = self._dialing.patience_s(self._key)
+        if not patience_s:
+            return True
+        await self._pause(patience_s)
+        return not self._kicked.is_set() and self._dialing.hold_off_s(self._key) == 0
 
     async def _pause(self, delay_s: float | None) -> None:
         try:

@@ -154,7 +154,7 @@ class TransactionGossip:
         self._call_soon = call_soon
         self._options = options
         self._peers: dict[bytes, _Peer] = {}
-        self._bits: dict[bytes, int] = {}  # kept over reconnects; bounded by the known peers
+        self._bits: dict[bytes, int] = {}  # kept over reconnects; one for each key ever known
         self._entries: dict[bytes, _Entry] = {}
         self._outbox: list[Body] = []
         self._unverified: deque[tuple[int, bytes, _Entry]] = deque()  # each in order of time
@@ -176,8 +176,15 @@ class TransactionGossip:
         bit = self._bits.setdefault(key, 1 << len(self._bits))
         self._peers[key] = _Peer(bit, is_validator)
         if is_validator:
-            lingering = [digest for digest, entry in self._entries.items() if entry.is_pooled]
-            self._announce({key: [d for d in lingering if self._pool.get(d) is not None]})
+            self._announce_all(key)
+
+    def peer_changed(self, key: bytes, *, is_validator: bool) -> None:
+        """Take note that a connected peer is a validator now, or is none any more."""
+        peer = self._peers.get(key)
+        if peer is not None and peer.is_validator != is_validator:
+            peer.is_validator = is_validator
+            if is_validator:
+                self._announce_all(key)
 
     def peer_disconnected(self, key: bytes) -> None:
         """Ask this peer no more; what it was asked for is asked elsewhere by the next `tick`s."""
@@ -338,6 +345,10 @@ class TransactionGossip:
                         lists[key].append(digest)
                 self._announced.append((again_ms, digest, entry))
         self._announce(lists)
+
+    def _announce_all(self, key: bytes) -> None:
+        lingering = [digest for digest, entry in self._entries.items() if entry.is_pooled]
+        self._announce({key: [d for d in lingering if self._pool.get(d) is not None]})
 
     def _announce(self, lists: dict[bytes, list[bytes]]) -> None:
         for key, digests in lists.items():

@@ -12,6 +12,7 @@ from node.network.send_queue import QueueLimits
 class TransportOptions:
     """Times in milliseconds, sizes in bytes; the defaults suit hospitals on one continent."""
 
+    dial_patience_ms: int = 2_000  # without a connection, before the other validator dials
     dial_timeout_ms: int = 5_000  # name lookup, TCP and TLS together
     handshake_timeout_ms: int = 5_000  # TLS, for a connection that was accepted
     hello_timeout_ms: int = 5_000

@@ -8,11 +8,11 @@ from node.network.payloads import Hello, Role
 
 @dataclass(frozen=True, slots=True)
 class KnownPeer:
-    """A node that the genesis file or the config names."""
+    """A node that may connect."""
 
     certificate: bytes  # DER; the key in it is the identity
     name: str  # institution, for logs
-    role: Role = Role.VALIDATOR
+    role: Role = Role.VALIDATOR  # as the chain says, whatever its HELLO does
     host: str | None = None  # DNS name, IPv4 or IPv6 address; None: it is never dialled
     port: int = 0
 
@@ -26,6 +26,7 @@ class Peer:
     hello: Hello
     dialled: bool  # this node made the connection
     address: str  # where the peer is, as text
+    role: Role = Role.VALIDATOR  # as this node knows it
 
 
 @dataclass(slots=True)
@@ -59,10 +60,12 @@ class PeerReport:
 
 
 def dials(own_key: bytes, own_role: Role, peer_key: bytes, peer_role: Role) -> bool:
-    """Return whether this node is the one of the pair that dials.
+    """Return whether this node is the one of the pair that dials at once.
 
     Observers dial validators; of two validators the one with the smaller key dials; two observers
-    do not connect. So both sides know, and no pair connects twice at once.
+    do not connect. So both sides know, and no pair connects twice at once. Of two validators the
+    other one dials only when nothing has come for a while: the first may not know where it is, as
+    after a change of the validators.
     """
     if peer_role is not Role.VALIDATOR:
         return False

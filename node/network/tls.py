@@ -126,9 +126,12 @@ class TrustedContexts:
             del self._trusted[key]
             self._build()
         if key not in self._trusted:
+            try:
+                for context in (self.server, self.client):
+                    context.load_verify_locations(cadata=der)
+            except ssl.SSLError as error:
+                raise CertificateRefused(f"OpenSSL refuses it: {error.reason}") from error
             self._trusted[key] = der
-            for context in (self.server, self.client):
-                context.load_verify_locations(cadata=der)
         return key
 
     def distrust(self, key: bytes) -> None:

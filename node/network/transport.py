@@ -9,6 +9,7 @@ import logging
 import ssl
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Protocol
 
@@ -21,7 +22,7 @@ from node.network.errors import CertificateRefused, InvalidFrame, Reason
 from node.network.frames import Kind, encode_frame
 from node.network.listener import Listener, ListenerCounters
 from node.network.options import TransportOptions
-from node.network.payloads import Hello
+from node.network.payloads import Hello, Role
 from node.network.peers import KnownPeer, Peer, PeerReport, Traffic, address_text, dials
 from node.network.send_queue import Priority
 from node.network.tls import TrustedContexts, certificate_key
@@ -43,6 +44,10 @@ class Handler(Protocol):
 
     def peer_disconnected(self, peer: Peer) -> None:
         """Nothing more comes from this connection; what was queued for it is lost."""
+        ...
+
+    def peer_changed(self, peer: Peer) -> None:
+        """A connected peer has another role or name now."""
         ...
 
     def frame(self, key: bytes, kind: Kind, payload: bytes) -> None:
@@ -211,6 +216,37 @@ class Transport:
         """The peers that can be sent to now, by key."""
         return MappingProxyType({key: peer for key, (_, peer) in self._live.items()})
 
+    def know(self, peers: Iterable[KnownPeer]) -> None:
+        """Know exactly these peers from now on; the connections of those that stay go on.
+
+        A peer whose certificate cannot be used is left out, and an error in the log says so.
+        """
+        kept = set()
+        for peer in peers:
+            try:
+                key = certificate_key(peer.certificate)
+                self._know(key, peer)
+                kept.add(key)
+            except CertificateRefused as error:
+                log.error("a node cannot connect peer=%s certificate: %s", peer.name, error)
+        for key in self._known.keys() - kept:
+            self.distrust(key)
+        for key in self._known:
+            self._start_dialer(key)
+
+    def _know(self, key: bytes, peer: KnownPeer) -> None:
+        before = self._known.get(key)
+        if before == peer or key == self.key:
+            return
+        if before is not None and (before.host, before.port) != (peer.host, peer.port):
+            self._stop_dialer(key)
+        self._learn(peer)
+        live = self._live.get(key)
+        if live is not None:
+            changed = replace(live[1], name=peer.name, role=peer.role)
+            self._live[key] = live[0], changed
+            self._tell(self._handler.peer_changed, changed)
+
     def trust(self, peer: KnownPeer) -> bytes:
         """Know this peer from now on, or know it anew (address, certificate); return its key.
 
@@ -229,9 +265,7 @@ class Transport:
         if self._known.pop(key, None) is None:
             return
         self._contexts.distrust(key)
-        dialer = self._dialers.pop(key, None)
-        if dialer is not None:
-            dialer[1].cancel()
+        self._stop_dialer(key)
         self._end(key, Reason.UNKNOWN_PEER, "this node does not know the other's key any more")
         for book in (self._traffic, self._notes):
             book.pop(key, None)
@@ -311,10 +345,15 @@ class Transport:
         peer = self._known.get(key)
         if peer is None or peer.host is None or key in self._dialers or self._tasks is None:
             return
-        if dials(self.key, self._hello().role, key, peer.role):
+        if peer.role is Role.VALIDATOR:
             dialer = Dialer(self, key, peer.name, (peer.host, peer.port), self._options)
             task = self._tasks.create_task(dialer.run(), name=f"dial-{peer.name}")
             self._dialers[key] = dialer, task
+
+    def _stop_dialer(self, key: bytes) -> None:
+        dialer = self._dialers.pop(key, None)
+        if dialer is not None:
+            dialer[1].cancel()
 
     def _end(self, key: bytes, reason: Reason, sentence: str) -> None:
         live = self._live.get(key)
@@ -343,10 +382,21 @@ class Transport:
         return len(self._all) < self._options.connections_max
 
     def hold_off_s(self, key: bytes) -> float | None:
-        """Return how long not to dial; None while blocked or connected the other way round."""
-        if key in self._blocked or key in self._live:
+        """Return how long not to dial; None while blocked, connected the other way round, or no
+        validator."""
+        known = self._known.get(key)
+        if key in self._blocked or key in self._live or known is None:
+            return None
+        if known.role is not Role.VALIDATOR:
             return None
         return self._misconduct.refused_for_s(key, asyncio.get_running_loop().time())
+
+    def patience_s(self, key: bytes) -> float:
+        """Return how long to leave it to the peer to dial."""
+        known = self._known.get(key)
+        if known is None or dials(self.key, self._hello().role, key, known.role):
+            return 0.0
+        return self._options.dial_patience_ms / 1000
 
     def note(self, key: bytes, sentence: str) -> None:
         """Remember why there is no connection."""
@@ -393,7 +443,7 @@ class Transport:
             raise Turned(None, "blocked")
         self._end(key, Reason.REPLACED, "a newer connection of the same key took over")
         dialled = connection.dialled is not None
-        peer = Peer(key, known.name, hello, dialled, connection.address)
+        peer = Peer(key, known.name, hello, dialled, connection.address, known.role)
         self._live[key] = connection, peer
         self._traffic[key].connections += 1
         self._notes.pop(key, None)

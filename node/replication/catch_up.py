@@ -6,6 +6,10 @@ quorum's seals of the set of its height. Then they are executed, and what we com
 was sealed. Signatures of transactions are not checked again: a quorum did, before it voted. Those
 of seals all are, since seals are stored, handed on, and quoted in view changes.
 
+A change of the validators is planned `CHANGE_DELAY` heights ahead, and no block is judged that is
+further above our head than that; so every certificate meets the set that reigned at its height. A
+node that is behind by more knows of it only from the heights that its peers name.
+
 Blocks without seals wait as *unproven* for a later one that has them. A chain never goes on for
 longer than its window without seals, so what waits too long, or does not fit together, holds a lie
 of one of the peers that sent it. When it cannot be said whose, nobody is punished, and what has no
@@ -29,12 +33,12 @@ from consensus.validators import ValidatorSchedule
 from node.ledger.block import Batch, Block, Header, check_block, decode_certificate
 from node.ledger.errors import InvalidBlock, Refused
 from node.ledger.genesis import Genesis
+from node.ledger.membership import CHANGE_DELAY
 from node.ledger.transaction import decode_transaction
 from node.ledger.verifier import Check, SignatureVerifier
 from node.network.frames import Kind
 from node.network.payloads import (
     FetchBlocks,
-    Role,
     Status,
     decode_blocks,
     decode_fetch_blocks,
@@ -60,7 +64,7 @@ log = logging.getLogger(__name__)
 TICK_S = 0.1
 STATUS_TICKS = 5
 # Of an honest peer at most a window of 32 heights in a row is without seals; two such may meet.
-OPTIONS = SyncOptions(deliver_ahead=64)
+OPTIONS = SyncOptions(deliver_ahead=CHANGE_DELAY)
 UNPROVEN_MAX_MS = 10_000  # how long blocks may wait for seals before they are fetched anew
 PUSHES_MAX = 64  # sealed heights that wait to be handed to observers; the oldest make way
 CERTAIN_POINTS = 20
@@ -116,12 +120,13 @@ class CatchUp:
         links: Links,
         readers: ThreadPoolExecutor,
         stable_height: int,
-        follows: bool,
+        own_key: bytes,
         on_sealed: Callable[[SealCertificate], None] | None = None,
         now_ms: Callable[[], int] = monotonic_ms,
     ) -> None:
-        """`follows`: an observer, which wants every block that its peers have. `on_sealed` hears of
-        every height that became stable here because its seals came with it. `now_ms` is monotonic.
+        """A node whose key does not vote follows: it wants every block that its peers have.
+        `on_sealed` hears of every height that became stable here because its seals came with it.
+        `now_ms` is monotonic.
         """
         self._chain = chain
         self._chain_store = chain_store
@@ -135,9 +140,10 @@ class CatchUp:
         self.stable_height = stable_height
         self._on_sealed = on_sealed
         self._now_ms = now_ms
-        self._sync = BlockSync(chain.height, now_ms(), follows, OPTIONS)
+        self._own_key = own_key
+        self._sync = BlockSync(chain.height, now_ms(), options=OPTIONS)
         self._server = BlockServer()
-        self._roles: dict[bytes, Role] = {}
+        self._is_far_behind = False
         self._heights: dict[bytes, int] = {}
         self._deliveries: deque[Deliver] = deque()
         self._unproven: list[_Row] = []
@@ -146,11 +152,12 @@ class CatchUp:
         self._pushes: deque[int] = deque(maxlen=PUSHES_MAX)
         self._push_woken = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None  # while it runs
+        self._look_around()
 
     @property
     def is_behind(self) -> bool:
         """Whether a height is known to be sealed that this node has not executed."""
-        return self._sync.is_behind
+        return self._sync.is_behind or self._is_far_behind
 
     @property
     def target(self) -> int:
@@ -167,35 +174,55 @@ class CatchUp:
 
     def executed(self, height: int) -> None:
         """Take note that the chain has grown, by whatever way."""
+        self._look_around()
         self._perform(self._sync.accepted(height))
 
     def stable(self, height: int) -> None:
-        """Take note that a height is sealed, and hand the block to observers."""
+        """Take note that a height is sealed, and hand the block to those who did not vote on it:
+        observers, and the validators to come."""
         self.stable_height = max(self.stable_height, height)
-        if Role.OBSERVER in self._roles.values():
+        if self._audience(height):
             self._pushes.append(height)
             self._push_woken.set()
+
+    def _audience(self, height: int) -> list[bytes]:
+        voters = self._schedule.at(height)
+        return [key for key in self._heights if voters.index_of(key) is None]
 
     # Peers and their frames.
 
     def peer_connected(self, peer: Peer) -> None:
         """A peer can be asked."""
-        self._roles[peer.key] = peer.hello.role
-        self._heights[peer.key] = peer.hello.height
-        self._perform(self._sync.on_status(peer.key, peer.hello.height))
+        self._on_height(peer.key, peer.hello.height)
 
     def peer_disconnected(self, peer: Peer) -> None:
         """A peer cannot be asked any more."""
-        self._roles.pop(peer.key, None)
         self._heights.pop(peer.key, None)
         self._server.disconnected(peer.key)
         self._perform(self._sync.on_disconnected(peer.key))
 
     def status_frame(self, peer: bytes, payload: bytes) -> None:
         """Take a STATUS frame. Raises `InvalidFrame`."""
-        height = decode_status(payload).height
+        self._on_height(peer, decode_status(payload).height)
+
+    def _on_height(self, peer: bytes, height: int) -> None:
         self._heights[peer] = height
+        if height > self._chain.height + CHANGE_DELAY:
+            self._look_around()
         self._perform(self._sync.on_status(peer, height))
+
+    def _look_around(self) -> None:
+        """Say whether consensus brings the blocks to come, or peers must."""
+        height = self._chain.height
+        voters = self._schedule.at(height + 1)
+        far = [
+            key
+            for key, named in self._heights.items()
+            if named > height + CHANGE_DELAY and voters.index_of(key) is not None
+        ]
+        # Of f+1 validators one is correct; what it votes for is too far above for our replica.
+        self._is_far_behind = len(far) > voters.f
+        self._sync.follows = self._is_far_behind or voters.index_of(self._own_key) is None
 
     def blocks_frame(self, peer: bytes, payload: bytes) -> None:
         """Take a BLOCKS frame. Raises `InvalidFrame`."""
@@ -235,7 +262,7 @@ class CatchUp:
             self.tick()
             if ticks % STATUS_TICKS == 0:
                 status = encode_status(Status(self.stable_height, self._driver.view))
-                self._links.broadcast(list(self._roles), Kind.STATUS, status, Priority.CONSENSUS)
+                self._links.broadcast(list(self._heights), Kind.STATUS, status, Priority.CONSENSUS)
 
     def tick(self) -> None:
         """Let time pass; called a few times a second while this runs."""
@@ -447,10 +474,10 @@ class CatchUp:
             while self._pushes:
                 height = self._pushes.popleft()
                 block = await loop.run_in_executor(self._readers, self._stored_block, height)
-                observers = [key for key, role in self._roles.items() if role is Role.OBSERVER]
+                keys = self._audience(height)
                 if block is not None:
                     frame = encode_sealed(height, block)
-                    self._links.broadcast(observers, Kind.SEALED, frame, Priority.PAYLOAD)
+                    self._links.broadcast(keys, Kind.SEALED, frame, Priority.PAYLOAD)
 
     def _stored_block(self, height: int) -> bytes | None:
         """Return a sealed block, encoded; None above the stable height. Raises `CorruptRecord`."""

@@ -42,9 +42,18 @@ from consensus.inputs import (
     Propose,
     TimerFired,
 )
-from consensus.messages import Message, PrePrepare, SealCertificate, decode, encode
+from consensus.messages import (
+    Message,
+    NewView,
+    PrePrepare,
+    SealCertificate,
+    ViewChange,
+    decode,
+    encode,
+)
 from consensus.replica import Replica
 from consensus.validators import ValidatorSchedule
+from consensus.view_change import stable_certificate
 from consensus.wire import pack
 from node.ledger.block import encode_certificate
 from node.ledger.execution import ExecutedBlock
@@ -209,11 +218,10 @@ class Driver:
 
     def consensus_frame(self, peer: bytes, payload: bytes) -> None:
         """Take one CONSENSUS frame, an encoded message. Raises `InvalidMessage`."""
-        validators = self._schedule.at(self._replica.low + 1)
-        if len(payload) > message_bytes_max(validators.quorum):
-            raise InvalidMessage(
-                f"a message of {len(payload)} bytes among {validators.n} validators"
-            )
+        # Those who are behind may know of smaller sets only than that of the sender.
+        quorum = max(each.quorum for each in self._schedule.sets())
+        if len(payload) > message_bytes_max(quorum):
+            raise InvalidMessage(f"a message of {len(payload)} bytes for a quorum of {quorum}")
         self._take(peer, decode(payload))
 
     def proposal_frame(self, peer: bytes, payload: bytes) -> None:
@@ -360,6 +368,8 @@ class Driver:
                 case Execute():
                     # The batch may have come after the votes that decided it: no Persist then.
                     must_sync = must_sync or self._has_new_payload
+                case Stable(certificate):
+                    self._became_stable(certificate)
                 case _:
                     pass
         if must_sync:
@@ -379,8 +389,6 @@ class Driver:
             case Execute():
                 self._executions.append(effect)
                 self._execution_woken.set()
-            case Stable(certificate):
-                self._became_stable(certificate)
             case Evidence(first, second):
                 self._keep_evidence(first, second)
                 self._listener.evidence(first, second)
@@ -391,7 +399,7 @@ class Driver:
             case Halt(reason):
                 raise Halted(reason)
             case _:
-                pass  # Persist and Forget are rows already
+                pass  # Persist, Forget and Stable are rows already
 
     # Rows.
 
@@ -453,23 +461,26 @@ class Driver:
             checks = []
             spans = []
             for peer, message in taken:
+                # Asked now: later the replica may know the validators that we do not ask for here.
+                is_certain = self._replica.can_judge(message)
                 try:
                     wanted = signatures_of(message, self._schedule, self._chain_id)
                 except InvalidMessage as error:
-                    self._links.punish(peer, 10, str(error))
+                    if is_certain:
+                        self._links.punish(peer, 10, str(error))
                     continue
-                spans.append((peer, message, len(wanted)))
+                spans.append((peer, message, len(wanted), is_certain))
                 checks += [(c.public_key, c.signed, c.signature) for c in wanted]
             # A hop to a worker thread costs as much as one check, so it pays only for several.
             few = len(checks) <= INLINE_CHECKS_MAX
             verdicts = verify_all(checks) if few else await self._verifier.verify(checks)
             start = 0
-            for peer, message, count in spans:
+            for peer, message, count, is_certain in spans:
                 genuine = all(verdicts[start : start + count])
                 start += count
                 if genuine:
                     self.feed(MessageReceived(message))
-                else:
+                elif is_certain:
                     self._links.punish(peer, 20, "a consensus message with a bad signature")
 
     async def _payload_loop(self) -> None:
@@ -483,16 +494,14 @@ class Driver:
                     self._links.punish(peer, 5, "the payload is not what was asked for")
 
     def _broadcast(self, message: Message) -> None:
-        height = getattr(message, "height", self._replica.low + 1)
-        keys = [v.public_key for v in self._schedule.at(height).validators]
+        keys = [v.public_key for v in self._schedule.at(_height_of(message)).validators]
         peers = [key for key in keys if key != self._own_key]
         kind, frame = self._frame(message)
         self._links.broadcast(peers, kind, frame, Priority.CONSENSUS)
 
-    def _send(self, to: int, message: Message) -> None:
-        validators = self._schedule.at(self._replica.low + 1).validators
+    def _send(self, to: bytes, message: Message) -> None:
         kind, frame = self._frame(message)
-        self._links.send(validators[to].public_key, kind, frame, Priority.CONSENSUS)
+        self._links.send(to, kind, frame, Priority.CONSENSUS)
 
     def _frame(self, message: Message) -> tuple[Kind, bytes]:
         encoded = encode(message)
@@ -593,6 +602,17 @@ class Driver:
             self._flush.cancel()
         self._desk.close()
         self._thread.close()
+
+
+def _height_of(message: Message) -> int:
+    """Return a height whose validators `message` is for."""
+    match message:
+        case ViewChange():
+            return message.stable.height + 1
+        case NewView():
+            return stable_certificate(message.view_changes).height + 1
+        case _:
+            return message.height
 
 
 def message_bytes_max(quorum: int) -> int:

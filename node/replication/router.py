@@ -41,9 +41,14 @@ class Router:
     def peer_connected(self, peer: Peer) -> None:
         """A peer can be sent to."""
         if self._gossip is not None and self._catch_up is not None:
-            is_validator = peer.hello.role is Role.VALIDATOR
+            is_validator = peer.role is Role.VALIDATOR
             self._gossip.peer_connected(peer.key, is_validator=is_validator)
             self._catch_up.peer_connected(peer)
+
+    def peer_changed(self, peer: Peer) -> None:
+        """A connected peer has another role."""
+        if self._gossip is not None:
+            self._gossip.peer_changed(peer.key, is_validator=peer.role is Role.VALIDATOR)
 
     def peer_disconnected(self, peer: Peer) -> None:
         """A connection ended."""

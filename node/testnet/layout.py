@@ -1,6 +1,7 @@
 """The files of a whole consortium in one folder: a genesis, and keys and config for every node."""
 
 import random
+import secrets
 import socket
 import time
 from collections.abc import Iterator
@@ -8,9 +9,19 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from node.config import ConsensusConfig, NodeConfig, PeerAddress, load_config
+from node.config import ConsensusConfig, KeyConfig, NodeConfig, PeerAddress, load_config
 from node.ledger import genesis_file
-from node.provision import CONFIG, GENESIS, create_identity, make_genesis, node_config, write_node
+from node.provision import (
+    CONFIG,
+    GENESIS,
+    NODE_KEY,
+    PASSPHRASE,
+    Card,
+    create_identity,
+    make_genesis,
+    node_config,
+    write_node,
+)
 
 LOOPBACK = "127.0.0.1"
 PORTS = range(20_000, 32_000)
@@ -22,7 +33,7 @@ class Layout:
     """Where everything is."""
 
     folder: Path
-    configs: tuple[NodeConfig, ...]  # validators first, then observers
+    configs: tuple[NodeConfig, ...]  # validators, observers, then nodes that came later
 
     @property
     def genesis_file(self) -> Path:
@@ -87,8 +98,42 @@ def create_layout(
     return Layout(folder, tuple(configs))
 
 
+def extend_layout(layout: Layout, name: str) -> Layout:
+    """Write keys and config of a node that the genesis does not know, and return all configs.
+
+    It knows where the others are, and they do not know where it is: who dials is its affair.
+    """
+    create_identity(layout.folder / name, name, f"{name.title()} Hospital")
+    listen, rpc = free_ports(2)
+    peers = [
+        PeerAddress(institution=other.institution, host=LOOPBACK, port=other.network.listen_port)
+        for other in layout.configs
+    ]
+    config = node_config(
+        name,
+        listen=(LOOPBACK, listen),
+        peers=peers,
+        rpc_port=rpc,
+        genesis_file=Path("..", GENESIS),
+    )
+    config = replace(config, consensus=layout.configs[0].consensus)
+    written = write_node(layout.folder / name, config)
+    return replace(layout, configs=(*layout.configs, written))
+
+
+def rotate_key(layout: Layout, index: int) -> tuple[Layout, Card]:
+    """Make another key for a node, and let its config name it from the next start on."""
+    config = layout.configs[index]
+    folder = layout.node_folder(index) / f"key-{secrets.token_hex(4)}"
+    card = create_identity(folder, config.institution, f"{config.institution.title()} Hospital")
+    key = KeyConfig(file=folder / NODE_KEY, passphrase_file=folder / PASSPHRASE)
+    written = write_node(layout.node_folder(index), replace(config, key=key))
+    configs = [written if i == index else other for i, other in enumerate(layout.configs)]
+    return replace(layout, configs=tuple(configs)), card
+
+
 def load_layout(folder: Path) -> Layout:
-    """Return the layout that `create_layout` wrote.
+    """Return the layout that `create_layout` wrote, with what was added since.
 
     Raises `FileNotFoundError` when there is none, `ConfigError`, `InvalidGenesis`.
     """
@@ -96,6 +141,7 @@ def load_layout(folder: Path) -> Layout:
         raise FileNotFoundError(f"{folder} holds no testnet")
     genesis = genesis_file.load(folder / GENESIS)
     names = [node.institution for node in (*genesis.validators, *genesis.observers)]
+    names += sorted({path.parent.name for path in folder.glob(f"*/{CONFIG}")} - set(names))
     return Layout(folder, tuple(load_config(folder / name / CONFIG) for name in names))
 
 

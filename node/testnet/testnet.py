@@ -26,7 +26,13 @@ from node.ledger.genesis import Genesis
 from node.ledger.transaction import Operation, Transaction, sign_transaction
 from node.rpc.client import Client
 from node.rpc.service import Submitted, Wait
-from node.testnet.layout import Layout, create_layout
+from node.testnet.layout import (
+    Layout,
+    create_layout,
+    extend_layout,
+    institution_name,
+    rotate_key,
+)
 
 TIMEOUT_S = 60.0
 VALIDITY_HEIGHTS = 10_000
@@ -93,6 +99,30 @@ class Testnet:
         self.nodes[index] = node
         self._apply_partition()
         return node
+
+    def add(self, name: str | None = None) -> tuple[int, provision.Card]:
+        """Make a node that is not of the genesis; return its index and public card.
+
+        It can be started at once. The others let it connect when the chain lists it.
+        """
+        index = len(self.nodes)
+        self.layout = extend_layout(self.layout, name or institution_name(index))
+        self.nodes.append(None)
+        return index, provision.Card.load(self.layout.node_folder(index) / provision.CARD)
+
+    def rotate(self, index: int) -> provision.Card:
+        """Make another key for a node, which it uses from its next start on; return its card."""
+        self.layout, card = rotate_key(self.layout, index)
+        return card
+
+    def node_key(self, index: int) -> Ed25519PrivateKey:
+        """Return the key with which a node votes from its next start on."""
+        config = self.layout.configs[index]
+        return keys.load(config.key.file, provision.passphrase_of(config.key))
+
+    def member_key(self, index: int) -> Ed25519PrivateKey:
+        """Return the key of a node's institution with which `sign` signs."""
+        return self._member(index, self.layout.configs[index])
 
     async def stop(self, index: int) -> None:
         """Stop a node in good order."""

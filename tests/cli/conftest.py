@@ -127,6 +127,62 @@ def new_study(tmp_path):
     return make
 
 
+@dataclass(frozen=True)
+class Person:
+    """A member with a key of its own."""
+
+    config: Path
+    key: Path
+    public_key: str
+
+    def asked(self, *arguments, status=0):
+        return asked(*arguments, "--key", self.key, "-c", self.config, status=status)
+
+    def code(self, *arguments):
+        """Return the code with which a command is refused."""
+        return self.asked(*arguments, status=1)["error"]["code"]
+
+
+def enrol(config_file, name, *roles):
+    """Make a person's key and let the hospital of `config_file` add it."""
+    key = config_file.parent / f"{name}.pem"
+    made = asked("member", "keygen", key, "-c", config_file)
+    wanted = [part for role in roles for part in ("--role", role)]
+    asked("member", "add", made["card"], *wanted, "-c", config_file)
+    return Person(config_file, key, made["public_key"])
+
+
+@pytest.fixture(scope="package")
+def officer(net):
+    """North's data protection officer."""
+    return enrol(net.node("north").folder / CONFIG, "officer", "data_protection_officer")
+
+
+@pytest.fixture(scope="package")
+def patient(net):
+    """A patient of north's."""
+    return enrol(net.node("north").folder / CONFIG, "patient", "patient")
+
+
+@pytest.fixture(scope="package")
+def doctor(net):
+    """A clinician of south's."""
+    return enrol(net.node("south").folder / CONFIG, "doctor", "clinician")
+
+
+@pytest.fixture
+def shared(new_study, north, south):
+    """Register a new study at north; return its id and subject, known at south, too."""
+
+    def make():
+        (study,) = asked("study", "register", new_study(), "-c", north)["studies"]
+        executed(south, study["height"])
+        view = asked("study", "show", study["study_id"], "-c", north)
+        return study["study_id"], view["summary"]["subject_id"]
+
+    return make
+
+
 def python(*arguments, env=None):
     """Run the interpreter as a process of its own, and wait for it."""
     return subprocess.run(

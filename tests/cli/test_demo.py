@@ -25,7 +25,7 @@ def test_every_step_holds_and_nothing_is_left(temporary):
     assert done.returncode == 0, done.stdout + done.stderr
     answer = json.loads(done.stdout)
     assert answer["is_ok"]
-    assert [step["is_ok"] for step in answer["steps"]] == [True] * 11
+    assert [step["is_ok"] for step in answer["steps"]] == [True] * 25
     notes = "\n".join(note for step in answer["steps"] for note in step["notes"])
     for words in (
         "N = 4, f = 1, quorum 3",
@@ -35,6 +35,13 @@ def test_every_step_holds_and_nothing_is_left(temporary):
         "altered: pixels",
         "from the kill to finality under the new primary",
         "state root",
+        "granted by north/second-opinion",
+        "everywhere: consent_missing",
+        "access_break_glass, access_reviewed",
+        "N = 5, quorum 4; live now: north, south, east, west",
+        "voters: north, south, east, west, hill",
+        "west never asked for study",
+        "one bit changed, and proves nothing",
     ):
         assert words in notes
     assert answer["summary"]["studies"] == 3

@@ -5,7 +5,8 @@ import errno
 import pytest
 import typer
 
-from node.cli.failures import Failure, explained, meaning_of
+from node.cli.failures import Failure, explained
+from node.cli.meanings import meaning_of
 from node.cli.output import cell, plain, printable, time_text
 from node.config.errors import ConfigError, Problem
 from node.imaging.errors import VaultDamaged, WrongPassphrase

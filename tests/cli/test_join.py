@@ -46,7 +46,8 @@ PEER_OPTIONS = [part for peer in PEERS for part in ("--peer", peer)]
 
 def test_keygen_makes_keys_that_open_and_a_card_that_is_theirs(tmp_path):
     folder = tmp_path / "deep" / "st-mary"
-    answer = asked("keygen", "st-mary", "--folder", folder, "--display-name", "St Mary's")
+    names = ("--display-name", "St Mary's", "--country", "GB")
+    answer = asked("keygen", "st-mary", "--folder", folder, *names)
     passphrase = (folder / provision.PASSPHRASE).read_bytes().strip()
     node = keys.load(folder / provision.NODE_KEY, passphrase)
     gateway = keys.load(folder / provision.GATEWAY_KEY, passphrase)
@@ -54,6 +55,7 @@ def test_keygen_makes_keys_that_open_and_a_card_that_is_theirs(tmp_path):
     assert answer["gateway_key"] == keys.public_bytes(gateway).hex()
     loaded = provision.Card.load(folder / provision.CARD)
     assert (loaded.institution, loaded.display_name) == ("st-mary", "St Mary's")
+    assert (loaded.country, answer["country"]) == ("GB", "GB")
     assert loaded.node_key.hex() == answer["node_key"]
     private = [p for p in folder.iterdir() if p.name != provision.CARD]
     assert all(p.stat().st_mode & 0o077 == 0 for p in private)

@@ -152,8 +152,7 @@ class Member:
                         self.cluster.post(Letter(self.index, other.index, message))
             case Send(to, message):
                 self.sent.append(message)
-                key = self.cluster.schedule.at(self.replica.low + 1).validators[to].public_key
-                place = next(m.index for m in self.cluster.members if public_key(m.index) == key)
+                place = next(m.index for m in self.cluster.members if public_key(m.index) == to)
                 self.cluster.post(Letter(self.index, place, message))
             case SetTimer(name, delay_ms):
                 self.timers[name] = delay_ms

@@ -327,9 +327,9 @@ def test_4_4_a_primary_behind_min_s_fetches_the_state():
     solo = Solo(options=Options(window=8))
     solo.step(WorkPending(True))
     solo.step(TimerFired("view"))
-    effects = solo.receive(change(2, stable=sealed(solo, 20))) + solo.receive(change(3))
+    effects = solo.receive(change(2, stable=sealed(solo, 12))) + solo.receive(change(3))
     assert votes(effects, NewView)
-    assert only(effects, NeedSync) == [NeedSync(20)]
+    assert only(effects, NeedSync) == [NeedSync(12)]
     assert not solo.replica.can_propose
 
 

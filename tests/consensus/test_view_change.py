@@ -39,6 +39,7 @@ from tests.consensus.cluster import (
     Cluster,
     digest,
     is_authentic,
+    public_key,
     signed_by,
 )
 from tests.consensus.views import broadcasts, lone, only, receive
@@ -373,7 +374,7 @@ def test_a_late_view_change_is_answered_with_the_new_view_once_per_period():
     replica = cluster[0].replica
     assert replica.is_relevant(late)
     [sent] = only(replica.step(MessageReceived(late)), Send)
-    assert (sent.to, type(sent.message)) == (3, NewView)
+    assert (sent.to, type(sent.message)) == (public_key(3), NewView)
     assert not replica.is_relevant(late)
     assert not only(replica.step(MessageReceived(late)), Send)
     replica.step(TimerFired("resend"))

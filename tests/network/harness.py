@@ -83,6 +83,11 @@ class Recorder:
         self.connected[peer.key] = peer
         self._changed.set()
 
+    def peer_changed(self, peer: Peer) -> None:
+        self.events.append(("changed", peer.name))
+        self.connected[peer.key] = peer
+        self._changed.set()
+
     def peer_disconnected(self, peer: Peer) -> None:
         self.events.append(("disconnected", peer.name))
         del self.connected[peer.key]

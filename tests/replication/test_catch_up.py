@@ -36,6 +36,7 @@ from storage.kv import WriteBatch
 from storage.memory import MemoryStore
 from tests.replication.world import (
     GENESIS,
+    KEYS,
     NULL,
     PATIENCE_S,
     SCHEDULE,
@@ -52,6 +53,7 @@ from tests.replication.world import (
 )
 
 A, B, C = (name * 32 for name in (b"a", b"b", b"c"))
+STRANGER = b"s" * 32  # the key of a node that does not vote
 
 
 class FakeDriver:
@@ -74,9 +76,9 @@ class FakeDriver:
 class Node:
     """A node that catches up, with the peers in the test's hands."""
 
-    def __init__(self, store, follows):
+    def __init__(self, store, own_key, schedule=SCHEDULE):
         self.store = store
-        self.chain, self.chain_store = open_chain(store)
+        self.chain, self.chain_store = open_chain(store, schedule)
         self.links = FakeLinks()
         self.driver = FakeDriver()
         self.verifier = SignatureVerifier(1)
@@ -87,23 +89,23 @@ class Node:
         self.catch_up = CatchUp(
             chain=self.chain,
             chain_store=self.chain_store,
-            schedule=SCHEDULE,
+            schedule=schedule,
             genesis=GENESIS,
             driver=self.driver,
             verifier=self.verifier,
             links=self.links,
             readers=self.readers,
             stable_height=0,
-            follows=follows,
+            own_key=own_key,
             on_sealed=lambda seals: self.sealed.append(seals.height),
             now_ms=lambda: self.now_ms,
         )
         self.driver.on_executed = lambda block: self.catch_up.executed(block.header.height)
 
-    def connect(self, *keys, height=0, role=Role.VALIDATOR):
+    def connect(self, *keys, height=0):
         for key in keys:
-            hello = Hello(1, GENESIS.chain_id, role, height)
-            self.catch_up.peer_connected(Peer(key, key.decode()[0], hello, True, "127.0.0.1:1"))
+            hello = Hello(1, GENESIS.chain_id, Role.VALIDATOR, height)
+            self.catch_up.peer_connected(Peer(key, key.hex()[:4], hello, True, "127.0.0.1:1"))
 
     def asked(self):
         """The requests that left since the last look: (peer, request)."""
@@ -160,7 +162,7 @@ async def live(node):
 
 def running(*, follows=True):
     """A node with nothing but genesis."""
-    return live(Node(MemoryStore(), follows))
+    return live(Node(MemoryStore(), STRANGER if follows else KEYS[0]))
 
 
 async def make_chain(length, certified=None):
@@ -557,7 +559,7 @@ async def test_seals_over_another_block_than_consensus_executes_meanwhile_stop_t
 
 async def served_node():
     blocks = await make_chain(6)
-    node = Node(MemoryStore(), follows=True)
+    node = Node(MemoryStore(), STRANGER)
     for block in blocks:
         proposed = NULL
         if block.batch is not None:
@@ -630,8 +632,7 @@ async def test_a_request_before_the_start_waits_for_it():
 
 async def test_observers_get_every_sealed_block_in_order():
     async with serving() as (node, blocks):
-        node.connect(A, role=Role.OBSERVER)
-        node.connect(B, role=Role.VALIDATOR)
+        node.connect(A, KEYS[1])
         for height in (4, 5, 6):
             node.catch_up.stable(height)
         await until(lambda: len(node.links.sent) == 3)

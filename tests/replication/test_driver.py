@@ -361,7 +361,7 @@ async def test_a_proposal_must_be_a_pre_prepare_with_its_batch(stage, one):
 
 async def test_megabytes_are_refused_before_they_are_decoded(monkeypatch, stage):
     monkeypatch.setattr(module, "decode", None)
-    with pytest.raises(InvalidMessage, match="bytes among 4 validators"):
+    with pytest.raises(InvalidMessage, match="bytes for a quorum of 3"):
         stage.driver.consensus_frame(KEYS[2], bytes(2**20))
 
 

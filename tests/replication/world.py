@@ -39,6 +39,9 @@ def public(key: Ed25519PrivateKey) -> bytes:
 GATEWAY = secret("gateway")
 NODES = [secret(("node", index)) for index in range(4)]
 KEYS = [public(key) for key in NODES]
+NEW_NODE = secret("new node")
+NEW_KEY = public(NEW_NODE)
+NODE_OF = dict(zip([*KEYS, NEW_KEY], [*NODES, NEW_NODE], strict=True))
 NAMES = ("north", "south", "east", "west")
 GENESIS = Genesis(
     name="test",
@@ -50,13 +53,14 @@ GENESIS = Genesis(
 )
 SCHEDULE = ValidatorSchedule(GENESIS.validator_set())
 SET = SCHEDULE.at(1)
-DOMAIN = Domain(GENESIS.chain_id, SET.digest)
 _numbers = count()
 
 
-def signed(message):
+def signed(message, validators=SET):
     """Return the message with its sender's real signature."""
-    return replace(message, signature=NODES[message.sender].sign(DOMAIN.signed_bytes(message)))
+    node = NODE_OF[validators.validators[message.sender].public_key]
+    signed_bytes = Domain(GENESIS.chain_id, validators.digest).signed_bytes(message)
+    return replace(message, signature=node.sign(signed_bytes))
 
 
 def transaction(label: object = None, *, valid_until: int = 1_000, size: int = 0) -> Transaction:
@@ -88,17 +92,19 @@ def payload(*transactions: Transaction, time_ms: int = TIME_MS + 1_000) -> Paylo
     return Payload(batch.digest, batch, transactions)
 
 
-def certificate(height: int, header_digest: bytes, senders: Iterable[int] = (0, 1, 2)):
-    seals = (signed(Seal(height, header_digest, sender)) for sender in senders)
+def certificate(
+    height: int, header_digest: bytes, senders: Iterable[int] = (0, 1, 2), validators=SET
+):
+    seals = (signed(Seal(height, header_digest, sender), validators) for sender in senders)
     return SealCertificate(
         height, header_digest, tuple((seal.sender, seal.signature) for seal in seals)
     )
 
 
-def open_chain(store) -> tuple[Chain, ChainStore]:
+def open_chain(store, schedule=SCHEDULE) -> tuple[Chain, ChainStore]:
     """The executed chain of one node over a store, with its genesis block."""
     chain_store = ChainStore(store)
-    executor = Executor(chain_store, StateTree(store), GENESIS, SCHEDULE)
+    executor = Executor(chain_store, StateTree(store), GENESIS, schedule)
     if not executor.is_initialised:
         rows = WriteBatch()
         first = executor.initialise(rows)
@@ -107,13 +113,14 @@ def open_chain(store) -> tuple[Chain, ChainStore]:
     return Chain(store, chain_store, executor, GENESIS.limits), chain_store
 
 
-async def build_blocks(chain: Chain, *payloads: Payload) -> list[Block]:
+async def build_blocks(chain: Chain, *payloads: Payload, schedule=SCHEDULE) -> list[Block]:
     """Execute payloads on a chain; return the blocks, each with its certificate."""
     blocks = []
     for each in payloads:
         executed = await chain.execute(chain.height + 1, each)
         bodies = tuple(transaction.raw for transaction in each.transactions)
-        seals = certificate(executed.header.height, executed.header_digest)
+        height = executed.header.height
+        seals = certificate(height, executed.header_digest, validators=schedule.at(height))
         blocks.append(Block(executed.header, each.batch, bodies, seals))
     return blocks
 

@@ -86,6 +86,7 @@ def _summary(total: Counter[str], seeds: int, failed: int, seconds: float) -> st
         f"{seeds} seeds, {failed} violations, {seconds:.0f} s",
         f"{total['steps']:,} steps, {total['messages']:,} messages, {total['crashes']:,} crashes, "
         f"{total['views']:,} views entered, {total['heights']:,} heights, "
+        f"{total['reigns']:,} changes of validators, "
         f"{total['evidence']:,} accusations",
         f"{total['virtual_ms'] / 1000:,.0f} s of virtual time; slowest recovery "
         f"{total['recovery_ms'] / 1000:.1f} s; most values in one replica {total['footprint']:,}",

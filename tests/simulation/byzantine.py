@@ -23,6 +23,7 @@ from consensus.messages import (
     ViewChange,
     encode,
 )
+from consensus.validators import ValidatorSet
 from consensus.view_change import carried_over
 from tests.simulation.checker import header_after
 from tests.simulation.disk import Block
@@ -81,11 +82,21 @@ class ByzantineNode(SimNode):
         self.coalition: Coalition = world.coalition
         self.coalition.members.append(self)
         self._sign = self.keys.signer(index)
-        self._domain = Domain(self.chain_id, self.schedule.at(1).digest)
+        chance, choice = self.rng.random, self.rng.choice
         self._deaf_to_us = frozenset(
-            i for i in range(world.plan.n) if self.rng.random() < self.rng.choice([0.3, 0.6, 1.0])
+            i for i in range(world.key_count) if chance() < choice([0.3, 0.6, 1.0])
         )
         self._lies: dict[bytes, bytes] = {}
+
+    @property
+    def _set(self) -> ValidatorSet:
+        """The validators that it speaks to now."""
+        return self.schedule.at(self.disk.head + 1)
+
+    @property
+    def me(self) -> int:
+        """Its place among them; once voted out it speaks as if it were the first."""
+        return self._set.index_of(self.keys.public[self.index]) or 0
 
     def start(self) -> None:
         """Boot, and begin to act on its own account."""
@@ -97,16 +108,18 @@ class ByzantineNode(SimNode):
         if self.up:
             self.coalition.heard.append(data)
             letter = self.world.letters.open(data)
-            if letter.message is not None and self.world.letters.is_authentic(letter):
+            letters, truth = self.world.letters, self.world.checker.truth
+            if letter.message is not None and letters.is_authentic(letter, truth):
                 self.coalition.learn(letter.message)
         super().deliver(data)
 
-    def transmit(self, to: int | None, message: Message) -> None:
+    def transmit(self, to: bytes | None, message: Message) -> None:
         """Send whatever the tactics make of `message`."""
-        targets = [i for i in range(self.world.plan.n) if i != self.index]
-        for target in targets if to is None else [to]:
+        public = self.keys.public
+        targets = [i for i in range(self.world.key_count) if i != self.index]
+        for target in targets if to is None else [public.index(to)]:
             for bent in self._bend(target, message):
-                self.post(target, encode(bent))
+                self.post(public[target], encode(bent))
         if "replay" in self.tactics and self.coalition.heard and self.rng.random() < 0.3:
             self.post(None, self.rng.choice(self.coalition.heard))
         if "garbage" in self.tactics and self.rng.random() < 0.3:
@@ -144,7 +157,9 @@ class ByzantineNode(SimNode):
     def _split(self, message: PrePrepare) -> None:
         """Make a second batch for the height and let every friend vote for both."""
         data = Payload(-1, self.place, self.world.nonce()).encode()
-        others = sorted(i for i in range(self.world.plan.n) if i not in self.world.checker.faulty)
+        others = sorted(
+            i for i in range(self.world.key_count) if i not in self.world.checker.faulty
+        )
         share = len(others) // 2 if self.rng.random() < 0.7 else self.rng.randint(1, len(others))
         self._lend_out(data)
         split = Split((message.digest, digest_of(data)), frozenset(self.rng.sample(others, share)))
@@ -156,13 +171,14 @@ class ByzantineNode(SimNode):
 
     def support(self, view: int, height: int, split: Split) -> None:
         """Vote for both batches of a split, each where it is known."""
-        for target in range(self.world.plan.n):
+        me, public = self.me, self.keys.public
+        for target in range(self.world.key_count):
             digest = split.digests[split.side(target)]
             if target == self.index:
                 continue
-            if self.index != view % self.world.plan.n:
-                self.post(target, self._vote(Prepare(view, height, digest, self.index)))
-            self.post(target, self._vote(Commit(view, height, digest, self.index)))
+            if me != self._set.primary(view):
+                self.post(public[target], self._vote(Prepare(view, height, digest, me)))
+            self.post(public[target], self._vote(Commit(view, height, digest, me)))
 
     def _vote(self, message: Message) -> bytes:
         return encode(self.signed(message))
@@ -220,14 +236,14 @@ class ByzantineNode(SimNode):
 
     def _made_up(self, view: int, height: int) -> PreparedCertificate:
         """Return a certificate that lacks nothing but the others' signatures."""
-        n, digest = self.world.plan.n, self.rng.choice(self.coalition.digests)
-        primary = view % n
-        friends = {friend.index: friend for friend in self.coalition.members}
+        validators, digest = self._set, self.rng.choice(self.coalition.digests)
+        n, wanted, primary = validators.n, validators.quorum - 1, validators.primary(view)
+        friends = {friend.me: friend for friend in self.coalition.members}
         vote = friends.get(primary, self).signed(PrePrepare(view, height, digest, primary))
-        backups = [i for i in range(n) if i != primary][: self.world.quorum - 1]
+        backups = [i for i in range(n) if i != primary][:wanted]
         if self.rng.random() < 0.3:  # all true, but too few, or too often the same
-            few = sorted(i for i in friends if i != primary) or [self.index]
-            backups = self.rng.choice([few, few * n])[: self.world.quorum - 1]
+            few = sorted(i for i in friends if i != primary) or [self.me]
+            backups = self.rng.choice([few, few * n])[:wanted]
         votes = [friends.get(i, self).signed(Prepare(view, height, digest, i)) for i in backups]
         return PreparedCertificate(vote, tuple((v.sender, v.signature) for v in votes))
 
@@ -235,15 +251,15 @@ class ByzantineNode(SimNode):
         """Begin the view with another quorum's ViewChanges than the rest may be shown."""
         known = {v.sender: v for v in message.view_changes}
         known |= self.coalition.view_changes.get(message.view, {})
-        chosen = sorted(self.rng.sample(sorted(known), self.world.quorum))
+        chosen = sorted(self.rng.sample(sorted(known), len(message.view_changes)))
         view_changes = tuple(known[sender] for sender in chosen)
         low = max(v.stable.height for v in view_changes)
         pre_prepares = tuple(
-            PrePrepare(message.view, height, digest, self.index)
+            PrePrepare(message.view, height, digest, self.me)
             for height, digest in carried_over(view_changes)
             if height > low
         )
-        return self.signed(NewView(message.view, view_changes, pre_prepares, self.index))
+        return self.signed(NewView(message.view, view_changes, pre_prepares, self.me))
 
     # Mutation
 
@@ -251,7 +267,7 @@ class ByzantineNode(SimNode):
         """Change one field, at any depth, and sign again."""
         changed = self._mutated(message)
         if hasattr(changed, "sender") and self.rng.random() < 0.8:
-            changed = replace(changed, sender=self.index)
+            changed = replace(changed, sender=self.me)
         return self.signed(changed)
 
     def _mutated(self, value: Any) -> Any:
@@ -288,7 +304,8 @@ class ByzantineNode(SimNode):
             message = replace(message, pre_prepares=nested)
         if not hasattr(message, "signature"):
             return message
-        return replace(message, signature=self._sign(self._domain.signed_bytes(message)))
+        domain = Domain(self.chain_id, self._set.digest)
+        return replace(message, signature=self._sign(domain.signed_bytes(message)))
 
     def _garbage(self, data: bytes) -> bytes:
         rng = self.rng
@@ -305,11 +322,11 @@ class ByzantineNode(SimNode):
         if "hasty" in self.tactics and self.rng.random() < 0.3:
             view = self.coalition.view + self.rng.choice([1, 1, 2, 5, 2**40])
             genesis = SealCertificate(0, self.world.genesis.header, ())
-            self.post(None, encode(self.signed(ViewChange(view, genesis, (), self.index))))
+            self.post(None, encode(self.signed(ViewChange(view, genesis, (), self.me))))
         self.later(_TICK_MS, self._tick)
 
     def _nonsense(self) -> Message:
-        rng, me = self.rng, self.index
+        rng, me = self.rng, self.me
         window = self.world.options.window
         above = rng.choice([-3, -1, 0, 0, 1, 2, rng.randint(0, 2 * window), 2**40])
         view = max(0, self.coalition.view + rng.choice([-1, 0, 0, 1, rng.randint(0, 10**6), 2**40]))
@@ -331,7 +348,7 @@ class ByzantineNode(SimNode):
         view = self.coalition.view + self.rng.randint(1, 10**6)
         height = max(1, self.coalition.height) + self.rng.randint(window // 2, window)
         kind = self.rng.choice([Prepare, Commit])
-        return kind(view, height, self.rng.randbytes(32), self.index)
+        return kind(view, height, self.rng.randbytes(32), self.me)
 
     # Forged blocks
 
@@ -345,8 +362,10 @@ class ByzantineNode(SimNode):
         data = Payload(-1, self.place, self.world.nonce()).encode()
         header = header_after(self.disk.blocks[above].header, height, digest_of(data))
         seals = []
-        for index in range(self.world.quorum):
+        validators = self.schedule.at(height)
+        domain = Domain(self.chain_id, validators.digest)
+        for index in range(validators.quorum):
             seal = Seal(height, header, index)
-            seals.append((index, self._sign(self._domain.signed_bytes(seal))))
+            seals.append((index, self._sign(domain.signed_bytes(seal))))
         certificate = SealCertificate(height, header, tuple(seals))
         return Copied(height, (Block(digest_of(data), header, data),), certificate)

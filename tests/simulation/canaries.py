@@ -13,6 +13,8 @@ from consensus import (
     authentication,
     buffer,
     normal_case,
+    recovery,
+    relevance,
     replica,
     slots,
     validators,
@@ -22,10 +24,11 @@ from consensus import (
 )
 from consensus.effects import SetTimer
 from consensus.messages import NULL_DIGEST, Commit, NewView, ViewChange
+from consensus.options import Options
 from tests.simulation import catchup, checker, letters
 from tests.simulation.disk import Transaction
 from tests.simulation.node import SimNode
-from tests.simulation.plan import Plan, draw
+from tests.simulation.plan import Plan, change_sets, draw
 from tests.simulation.trace import Tracer
 from tests.simulation.world import VIEW_TIMEOUT_MS, Result, World, run
 
@@ -235,13 +238,56 @@ def _buffer_unbounded() -> Any:
     return patched(buffer.Buffer, "__init__", lambda self, limit: original(self, 10**9))
 
 
+def _change_at_once() -> Any:
+    """A set takes over at the height after the block that planned it."""
+
+    def plan_set(world: World, schedule: Any, height: int, block: Any) -> None:
+        with patched(Options, "horizon", 1):
+            original(world, schedule, height, block)
+
+    original = World.plan_set
+    return patched(World, "plan_set", plan_set)
+
+
+def _horizon_ignored() -> Any:
+    """A node that is far behind judges votes by the sets that it knows."""
+    return patched(relevance, "is_beyond_horizon", lambda *_: False)
+
+
+def _sets_forgotten() -> Any:
+    """A restarted node knows the set of the genesis only."""
+    original = World.schedule_of
+    return patched(World, "schedule_of", lambda world, _: original(world, ()))
+
+
+def _rows_of_any_reign() -> Any:
+    """A restarted node takes the last view of an earlier validator set for one of its own."""
+    return patched(recovery, "_is_of_this_reign", lambda *_: True)
+
+
+def _certificate_last() -> Any:
+    """A certificate is written when there is time, after the votes that rely on it."""
+    original = World.keep
+
+    def keep(world: World, node: SimNode, certificate: Any) -> None:
+        node.later(300.0, original, world, node, certificate)
+
+    return patched(World, "keep", keep)
+
+
+def _changing(plan: Plan) -> Plan:
+    return change_sets(replace(plan.steady(), kind="mixed"))
+
+
 def _flooded(plan: Plan) -> Plan:
-    return replace(plan, n=4, kind="mixed", tactics={0: ("flood",)}, wiped=(), faults_every_ms=1e6)
+    flood: dict[int, tuple[str, ...]] = {0: ("flood",)}
+    plan = replace(plan.steady(), n=4, kind="mixed", tactics=flood, wiped=())
+    return replace(plan, faults_every_ms=1e6)
 
 
 def _lying(plan: Plan) -> Plan:
     liars = dict.fromkeys(range(plan.f), ("liar",))
-    return replace(plan.tangle(), tactics=liars)
+    return replace(plan.steady().tangle(), tactics=liars)
 
 
 def _timer_never_doubles(plan: Plan) -> Plan:
@@ -268,6 +314,18 @@ CANARIES = {
     ),
     "second-pre-prepare": Canary("the second pre-prepare counts", 100, _second_pre_prepare),
     "unbounded-buffer": Canary("what is early is kept for ever", 20, _buffer_unbounded, _flooded),
+    "change-at-once": Canary("a new set takes over at once", 40, _change_at_once, _changing),
+    "horizon-ignored": Canary(
+        "votes are judged by sets that may have changed", 40, _horizon_ignored, _changing
+    ),
+    "sets-forgotten": Canary("a restart forgets all changes", 20, _sets_forgotten, _changing),
+    "rows-of-any-reign": Canary("views outlive their set", 200, _rows_of_any_reign, _changing),
+    "certificate-last": Canary(
+        "a set's last certificate comes after the next one's votes",
+        60,
+        _certificate_last,
+        _changing,
+    ),
     "seals-unchecked": Canary("synced blocks need no valid seals", 150, _seals_unchecked),
 }
 

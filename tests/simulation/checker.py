@@ -5,7 +5,9 @@ ones, observers, and wiped ones. A wiped node has forgotten its votes, so it may
 what it executes must agree nevertheless, as long as it counts among the f.
 """
 
+from collections.abc import Callable
 from hashlib import sha256
+from typing import TypeAlias
 
 from consensus.authentication import SignatureCheck
 from consensus.effects import Evidence
@@ -21,10 +23,12 @@ from consensus.messages import (
     SealCertificate,
     ViewChange,
 )
-from consensus.validators import ValidatorSet
+from consensus.validators import ValidatorSchedule, ValidatorSet
 from tests.simulation.disk import Block
 from tests.simulation.keys import Keyring
 from tests.simulation.trace import brief
+
+Signed: TypeAlias = PrePrepare | Prepare | Commit | Seal | ViewChange | NewView
 
 
 class Violation(Exception):
@@ -36,6 +40,17 @@ def header_after(previous: bytes, height: int, digest: bytes) -> bytes:
     return sha256(previous + height.to_bytes(8, "big") + digest).digest()
 
 
+def height_of(message: Signed) -> int:
+    """Return a height whose validators `message` is of."""
+    match message:
+        case ViewChange():
+            return message.stable.height + 1
+        case NewView():
+            return max(v.stable.height for v in message.view_changes) + 1
+        case _:
+            return message.height
+
+
 def smallest_safe_quorum(n: int) -> int:
     """Return the smallest q of which any two sets among `n` share more than (n-1)//3 members."""
     return next(q for q in range(1, n + 1) if 2 * q - n > (n - 1) // 3)
@@ -45,20 +60,26 @@ class Checker:
     """Remembers what honest nodes did, across all their crashes, and compares."""
 
     def __init__(
-        self, validators: ValidatorSet, chain_id: bytes, keys: Keyring, genesis: Block
+        self,
+        validators: ValidatorSet,
+        chain_id: bytes,
+        keys: Keyring,
+        genesis: Block,
+        plan: Callable[[ValidatorSchedule, int, Block], None],
     ) -> None:
-        self.quorum = smallest_safe_quorum(validators.n)
+        """`plan` puts into a schedule what a block says of the validators to come."""
+        self.truth = ValidatorSchedule(validators)  # by all that was decided
+        self._plan = plan
         self.decided: list[Block] = [genesis]
         self.faulty: set[int] = set()  # Byzantine: nothing is demanded of them
         self.forgetful: set[int] = set()  # wiped: their votes may contradict each other
-        self._domain = Domain(chain_id, validators.digest)
-        self._public = validators.validators
-        self._verify = keys.verify
+        self._chain_id = chain_id
+        self._keys = keys
         self._votes: dict[tuple[int, str, int, int], bytes] = {}
         self._commits: dict[tuple[int, int], tuple[bytes, int]] = {}
         self._committed: dict[int, tuple[bytes, int]] = {}
         self._seals: dict[tuple[int, int], bytes] = {}
-        self._left: dict[int, int] = {}  # sender -> highest view that it has asked for
+        self._left: dict[tuple[int, int], int] = {}  # reign, sender -> highest view it asked for
         self._certified: set[SealCertificate] = set()
 
     def sent(self, sender: int, message: Message) -> None:
@@ -68,9 +89,11 @@ class Checker:
         if isinstance(message, SealCertificate):
             self.stable(sender, message)
             return
-        if isinstance(message, NewView) and message.sender != sender:
+        height = height_of(message)
+        claimed = self._key_of(message.sender, self.truth.at(height))
+        if isinstance(message, NewView) and claimed != sender:
             return  # passed on to one that missed it
-        self._expect(message.sender == sender, f"validator {sender} sent another's message")
+        self._expect(claimed == sender, f"validator {sender} sent another's message")
         match message:
             case PrePrepare(view, height, digest) | Prepare(view, height, digest):
                 self._vote(sender, "prepare", view, height, digest)
@@ -82,13 +105,14 @@ class Checker:
                     f"validators {first} and {sender} prepared different batches at height "
                     f"{height} of view {view}",
                 )
-            case Seal(height, header):
+            case Seal(header=header):
                 known_header = self._seals.setdefault((sender, height), header)
                 self._expect(
                     known_header == header, f"validator {sender} sealed two headers at {height}"
                 )
             case ViewChange(view=view) | NewView(view=view):
-                self._left[sender] = max(view, self._left.get(sender, 0))
+                reign = self.truth.reign_start(height), sender
+                self._left[reign] = max(view, self._left.get(reign, 0))
                 if isinstance(message, NewView):
                     self._begins_rightly(message)
 
@@ -113,10 +137,11 @@ class Checker:
         known = self._votes.get(key)
         if known is None:
             self._votes[key] = digest
+            left = self._left.get((self.truth.reign_start(height), sender), 0)
             self._expect(
-                view >= self._left.get(sender, 0),
+                view >= left,
                 f"validator {sender} made a {kind} vote for height {height} in view {view} after "
-                f"it had asked for view {self._left.get(sender)}",
+                f"it had asked for view {left}",
             )
         else:
             self._expect(
@@ -145,6 +170,7 @@ class Checker:
         """An honest node's block is durable: from now on, clients may rely on it."""
         if height == len(self.decided):
             self.decided.append(block)
+            self._plan(self.truth, height, block)
         self._expect(height < len(self.decided), f"place {place} left a gap before {height}")
         known = self.decided[height]
         self._expect(
@@ -160,14 +186,14 @@ class Checker:
         self._certified.add(certificate)
         height, header, seals = certificate.height, certificate.header, certificate.seals
         senders = [sender for sender, _ in seals]
+        quorum = smallest_safe_quorum(self.truth.at(height).n)
         self._expect(
-            senders == sorted(set(senders)) and len(senders) >= self.quorum * (height > 0),
-            f"place {place} took {senders} for a quorum of {self.quorum} at height {height}",
+            senders == sorted(set(senders)) and len(senders) >= quorum * (height > 0),
+            f"place {place} took {senders} for a quorum of {quorum} at height {height}",
         )
         for sender, signature in seals:
-            signed = self._domain.signed_bytes(Seal(height, header, sender))
             self._expect(
-                self._valid(sender, signed, signature),
+                self._is_genuine(Seal(height, header, sender, signature)),
                 f"place {place} took a forged seal of validator {sender} at height {height}",
             )
         if height < len(self.decided):
@@ -184,13 +210,12 @@ class Checker:
             f"place {place} accuses with {brief(first)} and {brief(second)}: no proof",
         )
         for message in (first, second):
-            signed = self._domain.signed_bytes(message)
             self._expect(
-                self._valid(message.sender, signed, message.signature),
-                f"place {place} accuses with a forged {brief(message)}",
+                self._is_genuine(message), f"place {place} accuses with a forged {brief(message)}"
             )
+        accused = self._key_of(first.sender, self.truth.at(height_of(first)))
         self._expect(
-            first.sender in self.faulty or first.sender in self.forgetful,
+            accused in self.faulty or accused in self.forgetful,
             f"place {place} frames validator {first.sender} with {brief(first)} and "
             f"{brief(second)}",
         )
@@ -205,10 +230,18 @@ class Checker:
             size <= limit, f"place {place} holds {size} values in memory; {limit} are allowed"
         )
 
-    def _valid(self, sender: int, signed: bytes, signature: bytes) -> bool:
-        if not 0 <= sender < len(self._public):
+    def _is_genuine(self, message: Signed) -> bool:
+        validators = self.truth.at(height_of(message))
+        if not 0 <= message.sender < validators.n:
             return False
-        return self._verify([SignatureCheck(self._public[sender].public_key, signed, signature)])
+        signed = Domain(self._chain_id, validators.digest).signed_bytes(message)
+        public_key = validators.validators[message.sender].public_key
+        return self._keys.verify([SignatureCheck(public_key, signed, message.signature)])
+
+    def _key_of(self, sender: int, validators: ValidatorSet) -> int | None:
+        if not 0 <= sender < validators.n:
+            return None
+        return self._keys.public.index(validators.validators[sender].public_key)
 
     def _expect(self, condition: bool, sentence: str) -> None:
         if not condition:

@@ -1,7 +1,7 @@
 """Messages as they travel: encoded, decoded and authenticated by the production code.
 
 Each distinct byte string is decoded and verified once for the whole network, because every
-recipient would come to the same result.
+recipient that knows the same validator sets would come to the same result.
 """
 
 from consensus.authentication import signatures_of
@@ -20,14 +20,13 @@ class Letter:
 
     def __init__(self, message: Message | None) -> None:
         self.message = message  # None: undecodable
-        self.authentic: bool | None = None  # None: not looked at yet
+        self.authentic: dict[int, bool] = {}  # by how many validator sets the reader knows
 
 
 class Letters:
     """Opens what the network carries."""
 
-    def __init__(self, schedule: ValidatorSchedule, chain_id: bytes, keys: Keyring) -> None:
-        self._schedule = schedule
+    def __init__(self, chain_id: bytes, keys: Keyring) -> None:
         self._chain_id = chain_id
         self._keys = keys
         self._opened: dict[bytes, Letter] = {}
@@ -45,16 +44,20 @@ class Letters:
             self._opened[data] = letter
         return letter
 
-    def is_authentic(self, letter: Letter) -> bool:
-        """Tell whether every signature of the letter holds, nested ones too."""
-        if letter.authentic is None:
-            letter.authentic = letter.message is not None and self.verify(letter.message)
-        return letter.authentic
+    def is_authentic(self, letter: Letter, schedule: ValidatorSchedule) -> bool:
+        """Tell whether every signature of the letter holds, nested ones too, as far as one can tell
+        who knows the sets of `schedule`."""
+        known = len(schedule.sets())
+        found = letter.authentic.get(known)
+        if found is None:
+            found = letter.message is not None and self.verify(letter.message, schedule)
+            letter.authentic[known] = found
+        return found
 
-    def verify(self, message: Message) -> bool:
+    def verify(self, message: Message, schedule: ValidatorSchedule) -> bool:
         """Tell whether `message` is well formed and every signature in it holds."""
         try:
-            checks = signatures_of(message, self._schedule, self._chain_id)
+            checks = signatures_of(message, schedule, self._chain_id)
         except InvalidMessage:
             return False
         return self._keys.verify(checks)

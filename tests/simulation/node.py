@@ -43,9 +43,11 @@ from tests.simulation.payloads import (
     decode_payload,
     digest_of,
 )
+from tests.simulation.trace import brief
 
 _FROZEN_MAX = 3000
 _REFETCH_MS = 80.0
+_STATUS_MS = 500.0
 
 
 class SimNode:
@@ -54,11 +56,12 @@ class SimNode:
     def __init__(self, world: Any, place: int, index: int | None) -> None:
         self.world = world
         self.place = place
-        self.index = index
+        self.index = index  # of its key; the same for its whole life unless it rotates
         self.rng: Random = world.rng
-        self.keys, self.schedule, self.chain_id = world.keys, world.schedule, world.chain_id
+        self.keys, self.chain_id = world.keys, world.chain_id
         self.disk = Disk(world.scheduler, self.rng, world.genesis)
         self.disk.sync_ms = world.plan.sync_ms
+        self.schedule = world.schedule_of(self.disk.blocks)
         self.skew = self.rng.uniform(*world.plan.skew)
         self.honest = True
         self.up = False
@@ -92,6 +95,11 @@ class SimNode:
         }
         self.pending: dict[int, None] = {}
         self.disk.on_synced = self.wake(self._perform)
+        self.schedule = world.schedule_of(self.disk.blocks)
+        following = self._next_key()
+        if following is not None:
+            world.trace(self.place, "has key %d from now on", following)
+            self.index = following
         self.replica = world.new_replica(self)
         world.trace(self.place, "starts at height %d", self.disk.head)
         if self.honest:  # the crash may have come between the sync and the word of it
@@ -99,13 +107,54 @@ class SimNode:
                 world.checker.durable(self.place, height, block)
         self._guard(lambda: self._take(self._boot(), Transaction()))
         self.later(self.rng.uniform(0, 20), self._learn_work)
+        if world.plan.later_sets:
+            self._look_around()
+
+    def _next_key(self) -> int | None:
+        """Return the key that this node changes to, once that is of the set that reigns."""
+        following: int | None = self.world.plan.rotations.get(self.index)
+        validators = self.schedule.at(self._stable().height + 1)
+        if following is None or validators.index_of(self.keys.public[following]) is None:
+            return None
+        return following
+
+    def _consider_next_key(self) -> None:
+        if self.index in self.world.plan.rotations:
+            self.later(self.rng.uniform(0, 500), self._restart_with_next_key)
+
+    def _restart_with_next_key(self) -> None:
+        if self._next_key() is not None:
+            self.crash()
+            self.start()
+
+    def _look_around(self) -> None:
+        """Ask now and then how far others are: votes of validators that it does not know tell it
+        nothing."""
+        peer = self.rng.choice(self.world.nodes)
+        if peer is not self:
+            carry = self.world.network.carry
+            carry(self.place, peer.place, self._asked_height, peer, self._life)
+        self.later(_STATUS_MS, self._look_around)
+
+    def _asked_height(self, peer: "SimNode", life: int) -> None:
+        if peer.up and not peer.paused:
+            height = peer._stable().height
+            self.world.network.carry(peer.place, self.place, self._told_height, life, height)
+
+    def _told_height(self, life: int, height: int) -> None:
+        far = self.disk.head + self.world.options.horizon
+        if life == self._life and not self.paused and height > far:
+            self.catchup.want(height)
+
+    def _stable(self) -> SealCertificate:
+        disk = self.disk
+        certified = [height for height in disk.certificates if height <= disk.head]
+        return disk.certificates[max(certified)] if certified else self._genesis_certificate()
 
     def _boot(self) -> list[Effect]:
         disk = self.disk
-        certified = [height for height in disk.certificates if height <= disk.head]
-        stable = disk.certificates[max(certified)] if certified else self._genesis_certificate()
         return self.world.start_replica(
-            self.replica, dict(disk.wal), disk.head, disk.blocks[-1].header, stable
+            self.replica, dict(disk.wal), disk.head, disk.blocks[-1].header, self._stable()
         )
 
     def _genesis_certificate(self) -> SealCertificate:
@@ -163,9 +212,14 @@ class SimNode:
         message = letter.message
         if message is None or not self._guard(lambda: self.replica.is_relevant(message)):
             return
-        if world.letters.is_authentic(letter):
+        is_certain = self._guard(lambda: self.replica.can_judge(message))
+        if world.letters.is_authentic(letter, self.schedule):
             world.trace(self.place, "receives %s", message)
             self.step(MessageReceived(message))
+        elif self.honest and is_certain:
+            truth = world.checker.truth
+            if world.letters.is_authentic(letter, truth):
+                world.checker.broken(self.place, f"would punish who sent {brief(message)}")
 
     def step(self, happened: Input, payload: tuple[int, bytes, bytes] | None = None) -> None:
         """Let the replica take one input and perform what it asks for."""
@@ -197,6 +251,8 @@ class SimNode:
                 transaction.wal.append((effect.key, effect.value))
             elif isinstance(effect, Forget):
                 transaction.wal.append((effect.key, None))
+            elif isinstance(effect, Stable):  # durable no later than the rows that follow
+                self._keep(effect.certificate)
         ticket = 0
         if transaction.wal or transaction.payloads:
             ticket = self.world.persist(self, transaction)
@@ -204,9 +260,15 @@ class SimNode:
         for effect in effects:
             if isinstance(effect, Persist):
                 waits = ticket
-            elif not isinstance(effect, Forget):
+            elif not isinstance(effect, Forget | Stable):
                 self._queue.append((effect, waits))
         self._perform()
+
+    def _keep(self, certificate: SealCertificate) -> None:
+        if self.honest:
+            self.world.checker.stable(self.place, certificate)
+        self.world.keep(self, certificate)
+        self._consider_next_key()
 
     def _perform(self) -> None:
         """Perform queued effects in order, up to the first that waits for the disk."""
@@ -235,10 +297,6 @@ class SimNode:
                 self.later(self.rng.uniform(0, 1), self._obtain, height, digest, fresh)
             case Execute(height, digest):
                 self._execute(height, digest)
-            case Stable(certificate):
-                if self.honest:
-                    world.checker.stable(self.place, certificate)
-                self.disk.submit(Transaction(certificate=certificate))
             case Evidence():
                 world.trace(self.place, "accuses: %s", effect)
                 world.counters["evidence"] += 1
@@ -265,17 +323,18 @@ class SimNode:
 
     # Messages out
 
-    def transmit(self, to: int | None, message: Message) -> None:
-        """Send to one validator, or to all and to the observers."""
+    def transmit(self, to: bytes | None, message: Message) -> None:
+        """Send to one validator, by its key, or to all and to the observers."""
         if self.honest and self.index is not None:
             self.world.checker.sent(self.index, message)
         self.post(to, encode(message))
 
-    def post(self, to: int | None, data: bytes) -> None:
+    def post(self, to: bytes | None, data: bytes) -> None:
         """Put bytes on the network."""
         world = self.world
+        target = None if to is None else self.keys.public.index(to)
         for node in world.nodes:
-            if node.index == self.index or (to is not None and node.index != to):
+            if node.index == self.index or (to is not None and node.index != target):
                 continue
             if not world.network.is_lost_for_good(node.place, data):
                 world.network.carry(self.place, node.place, node.deliver, data)
@@ -349,6 +408,8 @@ class SimNode:
         """A block was synced to disk: here a client would get its answer."""
         if self.honest:
             self.world.checker.durable(self.place, height, block)
+        self.world.plan_set(self.schedule, height, block)
+        self._consider_next_key()
         if block.payload is not None:
             work = decode_payload(block.payload).work
             self.done.add(work)
@@ -408,6 +469,13 @@ class SimNode:
             self._proposing = True
             self.later(self.rng.uniform(0.0, 2.0), self._propose)
 
+    def _change(self) -> int:
+        """Return which validator set the next batch plans, if it plans one."""
+        following = len(self.schedule.sets())
+        if following > len(self.world.plan.later_sets) or self.rng.random() < 0.7:
+            return 0
+        return following
+
     def _propose(self) -> None:
         self._proposing = False
         if not self.replica.can_propose:
@@ -416,7 +484,8 @@ class SimNode:
         if work is None:
             return
         quality = DOUBTFUL if self.rng.random() < self.world.plan.doubtful else GOOD
-        data = Payload(work, self.place, self.world.nonce(), quality).encode()
+        change = self._change()
+        data = Payload(work, self.place, self.world.nonce(), quality, change).encode()
         digest, height = digest_of(data), self.replica.next_height
         self._proposed[work] = height
         self._volatile[digest] = data

@@ -18,10 +18,11 @@ class Payload:
     maker: int  # the place that proposed it
     nonce: int
     quality: int = GOOD
+    change: int = 0  # which validator set it plans; 0: none
 
     def encode(self) -> bytes:
         """Return the bytes whose SHA-256 is the batch's digest."""
-        return pack((self.work, self.maker, self.nonce, self.quality))
+        return pack((self.work, self.maker, self.nonce, self.quality, self.change))
 
 
 def decode_payload(data: bytes) -> Payload:

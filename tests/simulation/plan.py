@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from random import Random
+from typing import TypeAlias
 
 from consensus.validators import faults_tolerated, quorum_size
 from tests.simulation.network import Weather
@@ -19,6 +20,9 @@ TACTICS = (
     "forge",  # serves forged blocks to those that sync
     "twins",  # runs two correct nodes with one key
 )
+
+
+Seats: TypeAlias = tuple[tuple[int, int], ...]  # (institution, key) in voting order
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,18 @@ class Plan:
     tangled: int  # weight among the misfortunes: whole phases of the protocol reach only some nodes
     suspicion: bool  # nodes now and then suspect a primary for no reason
     options: dict[str, int] = field(default_factory=dict)
+    later_sets: tuple[Seats, ...] = ()  # those that the chain may plan, one after another
+    rotations: dict[int, int] = field(default_factory=dict)  # key -> its node's next key
+
+    @property
+    def sets(self) -> tuple[Seats, ...]:
+        """The validator sets, the genesis' own first."""
+        return (tuple((index, index) for index in range(self.n)), *self.later_sets)
+
+    @property
+    def key_count(self) -> int:
+        """How many keys there are; key i < n is that of validator i of the genesis."""
+        return 1 + max(key for seats in self.sets for _, key in seats)
 
     @property
     def f(self) -> int:
@@ -80,7 +96,11 @@ class Plan:
         """Return this plan for another size, all f of its faulty validators equivocating."""
         faulty = range(n - faults_tolerated(n), n)
         tactics = dict.fromkeys(faulty, ("equivocate",))
-        return replace(self, n=n, kind="mixed", tactics=tactics, wiped=())
+        return replace(self.steady(), n=n, kind="mixed", tactics=tactics, wiped=())
+
+    def steady(self) -> "Plan":
+        """Return this plan with the validators of the genesis for ever."""
+        return replace(self, later_sets=(), rotations={})
 
 
 def draw(seed: int) -> Plan:
@@ -115,7 +135,50 @@ def draw(seed: int) -> Plan:
         suspicion=rng.random() < 0.15,
         options={"window": rng.choice([4, 8, 32]), "in_flight_max": rng.choice([1, 2, 4])},
     )
-    return plan.tangle() if kind == "tangled" else plan
+    plan = plan.tangle() if kind == "tangled" else plan
+    return change_sets(plan) if seed % 4 == 2 and kind != "stall" else plan
+
+
+def change_sets(plan: Plan) -> Plan:
+    """Return `plan` with validators that come, go and change their keys.
+
+    No set has more faulty members than it withstands. The numbers are of a stream of their own, so
+    that all other plans stay what they were.
+    """
+    rng = Random(f"radledger/{plan.seed}/sets")
+    sets, rotations = [plan.sets[0]], dict[int, int]()
+    next_key = plan.n
+    for _ in range(30):
+        kind = rng.choice(["add", "remove", "rotate", "return"])
+        before = sets[-1]
+        place = rng.randrange(len(before))
+        seat = before[place]
+        new = (seat[0] if kind == "rotate" else next_key, next_key)
+        here = {institution for institution, _ in before}
+        gone = sorted(
+            {s for seats in sets for s in seats if s[0] not in here and s[1] not in rotations}
+        )
+        match kind:
+            case "add":
+                after = (*before, new)
+            case "return" if gone:
+                after = (*before, rng.choice(gone))
+            case "rotate":
+                after = (*before[:place], new, *before[place + 1 :])
+            case _:
+                after = (*before[:place], *before[place + 1 :])
+        faulty = [key for _, key in after if key in plan.tactics or key in plan.wiped]
+        if not after or len(after) > 11 or len(faulty) > faults_tolerated(len(after)):
+            continue
+        sets.append(after)
+        if new in after:
+            next_key += 1
+            if kind == "rotate" and seat[1] not in plan.tactics and rng.random() < 0.5:
+                rotations[seat[1]] = new[1]
+        if len(sets) > rng.choice([2, 3, 4]):
+            break
+    options = {**plan.options, "window": rng.choice([4, 4, 8]), "in_flight_max": rng.choice([1, 4])}
+    return replace(plan, later_sets=tuple(sets[1:]), rotations=rotations, options=options)
 
 
 def _tactics(rng: Random) -> tuple[str, ...]:

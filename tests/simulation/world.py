@@ -2,7 +2,7 @@
 
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -12,7 +12,7 @@ from consensus.options import Options
 from consensus.replica import Replica
 from consensus.validators import Validator, ValidatorSchedule, ValidatorSet
 from tests.simulation.byzantine import ByzantineNode, Coalition
-from tests.simulation.checker import Checker, Violation
+from tests.simulation.checker import Checker, Violation, smallest_safe_quorum
 from tests.simulation.disk import Block, Transaction
 from tests.simulation.footprint import footprint
 from tests.simulation.keys import Keyring
@@ -20,6 +20,7 @@ from tests.simulation.letters import Letters
 from tests.simulation.nemesis import Nemesis
 from tests.simulation.network import Network
 from tests.simulation.node import SimNode
+from tests.simulation.payloads import decode_payload
 from tests.simulation.plan import Plan, draw
 from tests.simulation.scheduler import Scheduler
 from tests.simulation.trace import Tracer
@@ -45,20 +46,21 @@ class World:
 
     def __init__(self, plan: Plan, tracer: Tracer | None = None) -> None:
         self.plan = plan
-        self.n, self.quorum = plan.n, plan.quorum
+        self.key_count = plan.key_count
         self.rng = Random(f"radledger/{plan.seed}/world")
         self.scheduler = Scheduler()
         self.fetch_ms = plan.fetch_ms
         self.network = Network(self.scheduler, self.rng, plan.weather)
-        self.keys = Keyring(plan.seed, plan.n)
+        self.keys = Keyring(plan.seed, plan.key_count)
         self.chain_id = CHAIN_ID
-        validators = ValidatorSet(
-            tuple(Validator(f"hospital-{i}", self.keys.public[i]) for i in range(plan.n))
-        )
-        self.schedule = ValidatorSchedule(validators)
-        self.letters = Letters(self.schedule, CHAIN_ID, self.keys)
+        public = self.keys.public
+        self.sets = [
+            ValidatorSet(tuple(Validator(f"hospital-{i}", public[key]) for i, key in seats))
+            for seats in plan.sets
+        ]
+        self.letters = Letters(CHAIN_ID, self.keys)
         self.genesis = Block(bytes(32), bytes(31) + b"\x01", None)
-        self.checker = Checker(validators, CHAIN_ID, self.keys, self.genesis)
+        self.checker = Checker(self.sets[0], CHAIN_ID, self.keys, self.genesis, self.plan_set)
         self.checker.faulty = set(plan.tactics)
         self.checker.forgetful = set(plan.wiped)
         self.options = Options(
@@ -79,7 +81,7 @@ class World:
         self._settle()
 
     def _settle(self) -> None:
-        """Build the nodes: validators, the second of each twin, observers."""
+        """Build the nodes: validators, the second of each twin, validators to come, observers."""
         plan = self.plan
         for index in range(plan.n):
             tactics = plan.tactics.get(index, ())
@@ -92,6 +94,8 @@ class World:
             self.nodes[index].honest = False
             self.nodes.append(SimNode(self, len(self.nodes), index))
             self.nodes[-1].honest = False
+        for key in sorted(set(range(plan.n, plan.key_count)) - set(plan.rotations.values())):
+            self.nodes.append(SimNode(self, len(self.nodes), key))
         for _ in range(plan.observers):
             self.nodes.append(SimNode(self, len(self.nodes), None))
 
@@ -99,9 +103,25 @@ class World:
 
     def new_replica(self, node: SimNode) -> Replica:
         """Return the production replica for `node`, not started yet."""
-        index = node.index
-        sign = self.keys.signer(index) if index is not None else _cannot_sign
-        return Replica(index, self.schedule, CHAIN_ID, sign, self.options)
+        if node.index is None:
+            return Replica(None, node.schedule, CHAIN_ID, _cannot_sign, self.options)
+        sign, key = self.keys.signer(node.index), self.keys.public[node.index]
+        return Replica(None, node.schedule, CHAIN_ID, sign, self.options, key)
+
+    def schedule_of(self, blocks: Sequence[Block]) -> ValidatorSchedule:
+        """Return what a node knows of the validator sets that has executed `blocks`."""
+        schedule = ValidatorSchedule(self.sets[0])
+        for height, block in enumerate(blocks):
+            self.plan_set(schedule, height, block)
+        return schedule
+
+    def plan_set(self, schedule: ValidatorSchedule, height: int, block: Block) -> None:
+        """Do what execution does with a change: one is planned at a time, as early as allowed."""
+        if block.payload is None or schedule.next_change_after(height) is not None:
+            return
+        change, known = decode_payload(block.payload).change, len(schedule.sets())
+        if change == known < len(self.sets):
+            schedule.plan(height + self.options.horizon, self.sets[change])
 
     def start_replica(
         self,
@@ -113,6 +133,10 @@ class World:
     ) -> list[Effect]:
         """Let the replica rebuild itself from what is durable."""
         return replica.start(wal, height, header, stable)
+
+    def keep(self, node: SimNode, certificate: SealCertificate) -> None:
+        """Begin to make a certificate durable, before the rows of the same list."""
+        node.disk.submit(Transaction(certificate=certificate))
 
     def persist(self, node: SimNode, transaction: Transaction) -> int:
         """Begin to make rows durable; return the number to wait for."""
@@ -175,8 +199,11 @@ class World:
     def _heal(self) -> list[SimNode]:
         """Repair a quorum of honest validators and all observers; leave the rest broken."""
         honest = [node for node in self.nodes if node.honest and node.index is not None]
-        count = self.rng.randint(self.plan.quorum, len(honest))
-        healed = self.rng.sample(honest, count if self.rng.random() < 0.7 else len(honest))
+        if self.plan.later_sets:
+            healed = self._enough_for_all_sets(honest)
+        else:
+            count = self.rng.randint(self.plan.quorum, len(honest))
+            healed = self.rng.sample(honest, count if self.rng.random() < 0.7 else len(honest))
         healed += [node for node in self.nodes if node.index is None]
         self.network.cuts, self.network.slow = set(), {}
         self.network.weather = self.plan.calm
@@ -188,6 +215,25 @@ class World:
                 self._leave_broken(node)
         self.trace(-1, "healed: %s", sorted(node.place for node in healed))
         return healed
+
+    def _enough_for_all_sets(self, honest: list[SimNode]) -> list[SimNode]:
+        """Choose nodes of which every set has a quorum: blocks of earlier ones are needed, too."""
+        healed = self.rng.sample(honest, len(honest))
+        members = [{key for _, key in seats} for seats in self.plan.sets]
+        for node in list(healed):
+            rest = {key for other in healed if other is not node for key in self._keys_of(other)}
+            needed = [smallest_safe_quorum(len(keys)) for keys in members]
+            enough = all(len(k & rest) >= q for k, q in zip(members, needed, strict=True))
+            if enough and self.rng.random() < 0.4:
+                healed.remove(node)
+        return healed
+
+    def _keys_of(self, node: SimNode) -> set[int]:
+        """Return all keys that a node has in its life."""
+        own = {node.index}
+        while more := {pair for pair in self.plan.rotations.items() if len(own & set(pair)) == 1}:
+            own |= {key for pair in more for key in pair}
+        return {key for key in own if key is not None}
 
     def _repair(self, node: SimNode) -> None:
         node.disk.sync_ms = (0.1, 2.0)
@@ -211,6 +257,9 @@ class World:
         """Demand that new work is executed everywhere, and all that was acknowledged is there."""
         acknowledged = len(self.checker.decided) - 1
         before = {work for node in self.nodes for work in node.done}
+        wanted = NEW_WORK
+        if self.plan.later_sets:  # what is planned by then takes over, too
+            wanted += self.options.horizon
         skew = max(1.0, self.plan.skew[1])
         limit = self.scheduler.now + 12 * VIEW_TIMEOUT_MAX_MS * skew
         self._bring_work(120.0, limit)
@@ -218,17 +267,19 @@ class World:
         def recovered() -> bool:
             self._check_steps()
             return all(
-                node.disk.head >= acknowledged and len(node.done - before) >= NEW_WORK
+                node.disk.head >= acknowledged and len(node.done - before) >= wanted
                 for node in healed
             )
 
         began = self.scheduler.now
         if not self._advance(limit, recovered):
-            self.checker.broken(-1, self._describe_stall(healed, acknowledged, before))
+            self.checker.broken(-1, self._describe_stall(healed, acknowledged, before, wanted))
         self.counters["recovery_ms"] = round(self.scheduler.now - began)
 
-    def _describe_stall(self, healed: list[SimNode], acknowledged: int, before: set[int]) -> str:
-        lines = [f"no recovery: {NEW_WORK} more batches and height {acknowledged} are demanded"]
+    def _describe_stall(
+        self, healed: list[SimNode], acknowledged: int, before: set[int], wanted: int
+    ) -> str:
+        lines = [f"no recovery: {wanted} more batches and height {acknowledged} are demanded"]
         lines += [
             f"  place {node.place}: view {node.replica.view} height {node.disk.head} "
             f"{len(node.done - before)} more batches; {node.replica.phase_report()}"
@@ -263,11 +314,18 @@ class World:
                 self.checker.bounded(node.place, size, self.memory_limit)
 
     @property
+    def reigns(self) -> int:
+        """How many validator sets took over from another."""
+        truth, head = self.checker.truth, len(self.checker.decided) - 1
+        return truth.sets().index(truth.at(head))
+
+    @property
     def memory_limit(self) -> int:
         """The values that one replica may hold, from what its options allow."""
+        n = max(each.n for each in self.sets)
         votes = 10 * self.options.buffered_per_sender_max + 40 * self.options.window
-        certificates = self.options.window * (3 * self.quorum + 10)
-        return 1000 + self.n * (votes + certificates)
+        certificates = self.options.window * (3 * smallest_safe_quorum(n) + 10)
+        return 1000 + n * (votes + certificates)
 
 
 def _start(node: SimNode) -> None:
@@ -298,6 +356,7 @@ def run(plan: Plan, tracer: Tracer | None = None) -> Result:
     counters["messages"] = world.network.carried
     counters["crashes"] = sum(node.crashes for node in world.nodes)
     counters["heights"] = len(world.checker.decided) - 1
+    counters["reigns"] = world.reigns
     counters["virtual_ms"] = round(world.scheduler.now)
     result.counters = counters
     return result

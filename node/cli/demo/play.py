@@ -1,4 +1,4 @@
-"""What happens in the demo, step by step, and what has to hold."""
+"""What happens in the demo, step by step, and what has to hold. `sharing` is the second half."""
 
 import asyncio
 import time
@@ -8,7 +8,9 @@ from pathlib import Path
 
 from node.cli.context import Desk
 from node.cli.demo.material import Series, alter_pixel, copy_of, shipped_studies
+from node.cli.demo.sharing import Sharing
 from node.cli.demo.stage import Stage, Step
+from node.cli.demo.terminal import Terminal
 from node.cli.registrar import opened, vault_of
 from node.cli.seals import Seals, sealed_by
 from node.cli.testnet import NodeState, states_of
@@ -41,10 +43,13 @@ class Play:
         self._folder = folder
         self._stage = stage
         self._registered: list[Registered] = []
+        self._terminal = Terminal()
+        self._sharing: Sharing | None = None
         self.net: ProcessTestnet | None = None
 
     async def perform(self) -> dict[str, object]:
         """Go through all steps and return the summary. Raises `StepFailed`."""
+        self._terminal.warm_up()
         first, second, third = await self._find_material()
         await self._found_consortium()
         await self._start_nodes()
@@ -56,10 +61,15 @@ class Play:
         dead, view = await self._lose_primary(third)
         await self._bring_back(dead)
         states = await self._compare()
-        return self._summary(dead, view, states)
+        study = self._registered[0].study_id.hex()
+        self._sharing = Sharing(self._folder, self._nodes(), self._stage, self._terminal, study)
+        shared = await self._sharing.perform()
+        return self._summary(dead, view, states) | shared
 
     async def close(self) -> None:
         """End all processes."""
+        if self._sharing is not None:
+            await self._sharing.close()
         if self.net is not None:
             await self.net.kill()
 

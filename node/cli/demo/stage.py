@@ -11,7 +11,7 @@ from typing import NoReturn
 from rich.console import Console
 from rich.text import Text
 
-from node.cli.failures import meaning_of
+from node.cli.meanings import meaning_of
 from node.cli.output import printable
 
 STEP_TIMEOUT_S = 45.0
