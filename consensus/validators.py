@@ -78,6 +78,7 @@ class ValidatorSchedule:
     def __init__(self, genesis: ValidatorSet) -> None:
         self._heights = [0]
         self._sets = [genesis]
+        self.quorum_max = genesis.quorum  # of all sets, planned ones too
 
     def at(self, height: int) -> ValidatorSet:
         """Return the set that orders and seals `height`."""
@@ -102,6 +103,7 @@ class ValidatorSchedule:
             raise ValueError(f"height {height} is not above the last planned change")
         self._sets.append(validators)  # first: whoever finds the height finds its set
         self._heights.append(height)
+        self.quorum_max = max(self.quorum_max, validators.quorum)
 
     def sets(self) -> Sequence[ValidatorSet]:
         """Return all sets in the order in which they take over."""

@@ -12,38 +12,34 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from consensus.effects import Effect
 from consensus.inputs import PrimarySuspected, WorkPending
 from consensus.messages import PROTOCOL_VERSION, Message, SealCertificate
-from consensus.options import Options
 from consensus.replica import Replica
 from consensus.validators import ValidatorSchedule
-from node import keys
+from node import assembly, keys
 from node.config import NodeConfig
 from node.ledger import genesis_file
 from node.ledger.admission import Admission
-from node.ledger.block import decode_certificate
 from node.ledger.errors import Refused
-from node.ledger.execution import ExecutedBlock, Executor, refusal
+from node.ledger.execution import ExecutedBlock, refusal
 from node.ledger.genesis import Genesis
-from node.ledger.mempool import Mempool, MempoolBounds
+from node.ledger.mempool import Mempool
+from node.ledger.policies.program import require_evaluator
 from node.ledger.transaction import Transaction, decode_transaction, transaction_digest
 from node.ledger.verifier import SignatureVerifier
 from node.network.gossip import TransactionGossip
-from node.network.options import TransportOptions
 from node.network.payloads import Hello
 from node.network.peers import Peer
 from node.network.transport import Transport
-from node.provision import CARD, Card, InvalidCard, passphrase_of
 from node.replication.catch_up import CatchUp
 from node.replication.chain import Chain, Diverged
 from node.replication.clocks import monotonic_ms, wall_ms
 from node.replication.driver import Driver, Halted
-from node.replication.nodes import KnownNodes, find_node
+from node.replication.nodes import KnownNodes
 from node.replication.payloads import Rules
 from node.replication.proposer import BatchPolicy, Proposer
 from node.replication.router import Router
@@ -52,9 +48,8 @@ from node.rpc.server import RpcServer
 from node.service import About, Service
 from node.worker import Worker
 from storage.chain import ChainStore
-from storage.kv import KeyValueStore, WriteBatch
+from storage.kv import KeyValueStore
 from storage.leveldb import open_leveldb
-from storage.state import StateTree
 
 log = logging.getLogger(__name__)
 
@@ -66,22 +61,20 @@ SUSPECT_AFTER_MS = 10_000
 LAG_PROBE_S = 0.1
 
 
-class StartRefused(Exception):
-    """The node cannot start with these settings; the text says which and what to do."""
-
-
 class Node:
     """One institution's node. `start`, then `wait`; `stop` at the end."""
 
     def __init__(self, config: NodeConfig) -> None:
         """Read keys and genesis and open the database.
 
-        Raises `KeyFileError`, `InvalidGenesis`, `StorageError` or `StartRefused`.
+        Raises `KeyFileError`, `InvalidGenesis`, `StorageError`, `StartRefused`, and
+        `InvariantViolation` for another evaluator of policies than this release is made for.
         """
         self._config = config
-        private = keys.load(config.key.file, passphrase_of(config.key))
+        private = assembly.private_key(config)
         self.public_key = keys.public_bytes(private)
         genesis = genesis_file.load(config.genesis_file)
+        require_evaluator()
         self.rpc_token = keys.load_token(config.rpc.token_file)
         self.metrics = Metrics(VERSION)
         self._store: KeyValueStore = open_leveldb(config.data_dir)
@@ -103,20 +96,15 @@ class Node:
         self._genesis = genesis
         self._schedule = ValidatorSchedule(genesis.validator_set())
         chain_store = ChainStore(self._store)
-        tree = StateTree(self._store)
-        executor = Executor(chain_store, tree, genesis, self._schedule)
-        if not executor.is_initialised:
-            rows = WriteBatch()
-            first = executor.initialise(rows)
-            self._store.write(rows, sync=True)
-            executor.adopt(first)
-        certificate = _own_certificate(chain_store, self.public_key, config)
+        executor = assembly.open_executor(self._store, chain_store, genesis, self._schedule)
+        self._last_sealed = assembly.last_certificate(chain_store, executor)
+        certificate = assembly.own_certificate(chain_store, self.public_key, config)
         self._chain_store = chain_store
         self._chain = Chain(self._store, chain_store, executor, genesis.limits)
         self._readers = ThreadPoolExecutor(2, thread_name_prefix="read")
         self._judge = Worker("verify")
         self._verifier = SignatureVerifier(2)
-        self._mempool = Mempool(_mempool_bounds(config))
+        self._mempool = Mempool(assembly.mempool_bounds(config))
         self._admission = Admission(
             self._mempool,
             self._judge,
@@ -125,7 +113,7 @@ class Node:
             now_ms=wall_ms,
             on_accepted=self._accepted,
         )
-        stable_height = self._last_certificate().height
+        stable_height = self._last_sealed.height
         self._nodes = KnownNodes(
             chain_store=chain_store,
             schedule=self._schedule,
@@ -143,7 +131,7 @@ class Node:
             config.network.listen_port,
             partial(self._hello, chain_id),
             self._router,
-            _transport_options(config),
+            assembly.transport_options(config),
         )
         self._gossip = TransactionGossip(
             self._transport,
@@ -158,7 +146,7 @@ class Node:
             self._schedule,
             chain_id,
             keys.signer(private),
-            _replica_options(config),
+            assembly.replica_options(config),
             self.public_key,
         )
         proposer = Proposer(self._mempool, genesis.limits, wall_ms, BatchPolicy())
@@ -204,6 +192,7 @@ class Node:
             catch_up=self._catch_up,
             readers=self._readers,
             halted=lambda: self._halted,
+            is_listed=lambda: self._nodes.is_listed,
         )
         self._rpc = RpcServer(self._service, config.rpc, self.rpc_token, self.metrics)
 
@@ -260,7 +249,7 @@ class Node:
             self._chain_store.wal(),
             self._chain.height,
             self._chain.head.digest,
-            self._last_certificate(),
+            self._last_sealed,
         )
         async with asyncio.TaskGroup() as tasks:
             running = [
@@ -331,6 +320,12 @@ class Node:
     async def wait_connected(self, institutions: set[str]) -> None:
         """Return once these peers are connected."""
         while not institutions <= {p.name for p in self._transport.connected.values()}:
+            self._connections.clear()
+            await self._until(self._connections)
+
+    async def wait_parted(self, institutions: set[str]) -> None:
+        """Return once none of these peers is connected."""
+        while institutions & {p.name for p in self._transport.connected.values()}:
             self._connections.clear()
             await self._until(self._connections)
 
@@ -467,15 +462,6 @@ class Node:
             self.metrics.loop_lag_seconds.observe(lag)
             self.metrics.loop_lag_seconds_last.set(lag)
 
-    def _last_certificate(self) -> SealCertificate:
-        """Return the newest stored certificate; the genesis header is its own."""
-        for height in range(self._chain.height, 0, -1):
-            encoded = self._chain_store.certificate(height)
-            if encoded is not None:
-                return decode_certificate(encoded)
-        genesis = self._chain.stored_header(0)
-        return SealCertificate(0, genesis.digest if genesis else bytes(32), ())
-
     def _hello(self, chain_id: bytes) -> Hello:
         return Hello(
             PROTOCOL_VERSION,
@@ -502,6 +488,10 @@ class _WatchedRouter(Router):
         super().peer_connected(peer)
         self._changed.set()
 
+    def peer_disconnected(self, peer: Peer) -> None:
+        super().peer_disconnected(peer)
+        self._changed.set()
+
 
 def _first_text(group: BaseExceptionGroup[BaseException]) -> str:
     first: BaseException = group
@@ -516,71 +506,3 @@ def tune_interpreter() -> None:
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
     sys.setswitchinterval(0.001)
-
-
-def _own_certificate(chain: ChainStore, public_key: bytes, config: NodeConfig) -> bytes:
-    """Return what this node shows to its peers: as the chain has it, or as its card says when the
-    chain does not know the node yet. Then it follows, as soon as the others list it."""
-    node = find_node(chain, public_key)
-    if node is None:
-        return _own_card(public_key, config).certificate
-    if node.institution != config.institution:
-        raise StartRefused(
-            f"the chain lists this key for {node.institution}, but the config says "
-            f"institution = {config.institution!r}"
-        )
-    return node.certificate
-
-
-def _own_card(public_key: bytes, config: NodeConfig) -> Card:
-    path = config.key.file.with_name(CARD)
-    advice = (
-        "use the key whose card went into the genesis or was voted in, or keep the card of this "
-        f"one beside it as {path}"
-    )
-    try:
-        card = Card.load(path)
-    except InvalidCard as error:
-        raise StartRefused(
-            f"the chain does not list this node's key, and there is no card: {error}; {advice}"
-        ) from error
-    if (card.node_key, card.institution) != (public_key, config.institution):
-        raise StartRefused(
-            f"the chain does not list this node's key, and {path} is of another key or "
-            f"institution; {advice}"
-        )
-    return card
-
-
-def _replica_options(config: NodeConfig) -> Options:
-    consensus = config.consensus
-    return Options(
-        view_timeout_ms=consensus.view_timeout_ms,
-        view_timeout_max_ms=consensus.view_timeout_ms_max,
-        resend_ms=consensus.resend_interval_ms,
-    )
-
-
-def _mempool_bounds(config: NodeConfig) -> MempoolBounds:
-    mempool = config.mempool
-    return MempoolBounds(
-        count_max=mempool.transactions_max,
-        bytes_max=mempool.bytes_max,
-        institution_count_max=mempool.transactions_per_institution_max,
-        ttl_ms=mempool.age_ms_max,
-    )
-
-
-def _transport_options(config: NodeConfig) -> TransportOptions:
-    network = config.network
-    return TransportOptions(
-        dial_timeout_ms=network.connect_timeout_ms,
-        backoff_max_ms=network.reconnect_delay_ms_max,
-        silence_max_ms=network.idle_timeout_ms,
-        connections_max=network.inbound_connections_max,
-    )
-
-
-def data_folder_size(path: Path) -> int:
-    """Return the bytes of all files under a data folder."""
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

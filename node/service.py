@@ -106,6 +106,7 @@ class Service:
         catch_up: CatchUp,
         readers: ThreadPoolExecutor,
         halted: Callable[[], str | None],
+        is_listed: Callable[[], bool],
     ) -> None:
         self._about = about
         self._store = store
@@ -117,6 +118,7 @@ class Service:
         self._catch_up = catch_up
         self._readers = readers
         self._halted = halted
+        self._is_listed = is_listed
         self._waiters = Waiters(catch_up.stable_height)
         self._feed = EventFeed(self._read_events, chain.height)
         self._stable_height = catch_up.stable_height
@@ -384,6 +386,11 @@ class Service:
             reason = (
                 f"{present} of {members.n} validators are connected and {members.quorum} are needed"
             )
+            if not self._is_listed():
+                reason += (
+                    "; the chain, as far as this node has it, lists its key neither as a "
+                    "validator's nor as an observer's: the others let it in once it is voted in"
+                )
         elif self._catch_up.is_behind:
             reason = f"catching up from height {self._chain.height} to {self._catch_up.target}"
         elif self._is_stalled(phase.phase):

@@ -20,6 +20,8 @@ RANKS = [
     {"node.rpc"},
     {"node.explorer"},
     {"node.provision", "node.service", "node.studies"},
+    {"node.gateway"},
+    {"node.assembly"},
     {"node.daemon"},
     {"node.testnet"},
     {"node.cli"},
@@ -33,8 +35,12 @@ PURE = {
 }  # fmt: skip
 ONLY_IN = {
     "plyvel": ("storage/leveldb.py",),
-    "pydicom": ("node/imaging/", "node/cli/"),
-    "aiohttp": ("node/rpc/",),
+    "pydicom": ("node/imaging/", "node/gateway/", "node/cli/"),
+    "aiohttp": ("node/rpc/", "node/exchange/", "node/gateway/"),
+    "pynetdicom": ("node/gateway/",),
+    "obstore": ("node/exchange/store/",),
+    "zstandard": ("node/exchange/store/",),
+    "PIL": ("node/gateway/",),
     "typer": ("node/cli/",),
 }
 

@@ -13,11 +13,12 @@ from typing import Annotated
 import typer
 import uvloop
 
+from node.assembly import StartRefused
 from node.cli.failures import UNABLE, USAGE, Failure, explained
 from node.cli.meanings import meaning_of
 from node.cli.profiling import profiled
 from node.config import load_config
-from node.daemon import VERSION, Node, StartRefused, tune_interpreter
+from node.daemon import VERSION, Node, tune_interpreter
 
 log = logging.getLogger(__name__)
 

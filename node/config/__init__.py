@@ -4,6 +4,9 @@ from node.config.errors import ConfigError, Problem
 from node.config.load import load_config, parse_config
 from node.config.model import (
     ConsensusConfig,
+    DicomPeer,
+    GatewayConfig,
+    GatewayLimits,
     KeyConfig,
     LogConfig,
     MempoolConfig,
@@ -12,12 +15,16 @@ from node.config.model import (
     PeerAddress,
     RpcConfig,
     RpcLimits,
+    StoreConfig,
 )
 from node.config.render import render_config
 
 __all__ = [
     "ConfigError",
     "ConsensusConfig",
+    "DicomPeer",
+    "GatewayConfig",
+    "GatewayLimits",
     "KeyConfig",
     "LogConfig",
     "MempoolConfig",
@@ -27,6 +34,7 @@ __all__ = [
     "Problem",
     "RpcConfig",
     "RpcLimits",
+    "StoreConfig",
     "load_config",
     "parse_config",
     "render_config",

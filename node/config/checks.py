@@ -6,7 +6,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields
 from typing import Any, TypeAlias
 
-from node.config.model import ConsensusConfig, MempoolConfig, NetworkConfig, RpcConfig, RpcLimits
+from node.config.model import (
+    ConsensusConfig,
+    GatewayConfig,
+    MempoolConfig,
+    NetworkConfig,
+    RpcConfig,
+    RpcLimits,
+)
 from node.config.toml_lines import KeyPath
 
 Found: TypeAlias = Iterator[tuple[KeyPath, str]]
@@ -28,6 +35,8 @@ def cross_problems(document: Mapping[str, Any]) -> Found:
     yield from _rpc(_table(document, "rpc"))
     yield from _peers(document.get("institution"), _table(document, "network"))
     yield from _ports(document)
+    yield from _gateway(_table(document, "gateway"))
+    yield from _store(_table(document, "store"))
     yield from _at_most(
         document, ConsensusConfig, ("consensus",), "view_timeout_ms", "view_timeout_ms_max"
     )
@@ -90,6 +99,58 @@ def _ports(document: Mapping[str, Any]) -> Found:
     rpc = _value(_table(document, "rpc"), RpcConfig, "port", int)
     if listen and listen == rpc:
         yield ("rpc", "port"), f"{rpc} is network.listen_port too; each needs its own"
+
+
+def _gateway(gateway: Mapping[str, Any]) -> Found:
+    if not gateway:
+        return
+    files = [name for name in ("tls_certificate_file", "tls_key_file") if name in gateway]
+    if len(files) == 1:
+        yield ("gateway", files[0]), "tls_certificate_file and tls_key_file come together"
+    host = _value(gateway, GatewayConfig, "listen_host", str)
+    if host and not is_loopback(host) and not files and gateway.get("allow_clear") is not True:
+        yield (
+            ("gateway", "listen_host"),
+            f'"{host}" is reachable from other machines; set tls_certificate_file and '
+            "tls_key_file, or allow_clear = true where the network itself is trusted",
+        )
+    yield from _dicom_peers(gateway, has_tls=bool(files))
+
+
+def _dicom_peers(gateway: Mapping[str, Any], *, has_tls: bool) -> Found:
+    peers = gateway.get("peers")
+    titles: set[str] = set()
+    for index, peer in enumerate(peers if isinstance(peers, list) else []):
+        if not isinstance(peer, dict):
+            continue
+        place = ("gateway", "peers", index)
+        title = peer.get("ae_title")
+        if isinstance(title, str):
+            if title in titles:
+                yield (*place, "ae_title"), f'"{title}" is listed twice'
+            titles.add(title)
+        if ("host" in peer) != ("port" in peer):
+            yield (*place, "host" if "host" in peer else "port"), "host and port come together"
+        trusted = "certificate_file" in peer or "tls_trust_file" in gateway
+        if has_tls and not trusted:
+            yield place, "with TLS it needs certificate_file here, or gateway.tls_trust_file"
+
+
+_STORE_KEYS = (
+    "master_key_file",
+    "master_passphrase_file",
+    "master_key_environment",
+    "master_passphrase_environment",
+)
+
+
+def _store(store: Mapping[str, Any]) -> Found:
+    if not store:
+        return
+    if ("folder" in store) == ("url" in store):
+        yield ("store",), "needs exactly one of folder and url"
+    if sum(name in store for name in _STORE_KEYS) != 1:
+        yield ("store",), f"needs exactly one of {', '.join(_STORE_KEYS)}"
 
 
 def _at_most(

@@ -39,6 +39,12 @@ Count: TypeAlias = Annotated[int, Field(strict=True, ge=1, le=10_000_000)]
 Milliseconds: TypeAlias = Annotated[int, Field(strict=True, ge=1, le=86_400_000)]
 MessageBytes: TypeAlias = Annotated[int, Field(strict=True, ge=1_024, le=64 * 2**20)]
 BufferBytes: TypeAlias = Annotated[int, Field(strict=True, ge=64 * 2**10, le=4 * 2**30)]
+StorageBytes: TypeAlias = Annotated[int, Field(strict=True, ge=2**20, le=2**50)]
+Delay: TypeAlias = Annotated[int, Field(strict=True, ge=0, le=7 * 86_400_000)]  # milliseconds
+# PS3.5 §6.2: 1 to 16 characters of the default repertoire, no backslash, spaces inside only.
+AeTitle: TypeAlias = Annotated[
+    str, StringConstraints(strict=True, pattern=r"^[!-\[\]-~]([ -\[\]-~]{0,14}[!-\[\]-~])?$")
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +127,69 @@ class MempoolConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DicomPeer:
+    """A DICOM application at this hospital: a PACS, a modality, a viewer."""
+
+    ae_title: AeTitle
+    host: Host | None = None  # to deliver to it, or to answer its storage commitment requests
+    port: Port | None = None
+    certificate_file: ResolvedPath | None = None  # PEM; with TLS, the one that it must present
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayLimits:
+    """What the senders of images may cost. The receiving process is held to the first four."""
+
+    memory_bytes_max: BufferBytes = 2**30  # private memory of the receiving process
+    instance_bytes_max: StorageBytes = 8 * 2**30
+    associations_max: Annotated[int, Field(strict=True, ge=1, le=64)] = 16
+    pdu_bytes_max: Annotated[int, Field(strict=True, ge=16_384, le=2**24)] = 2**17
+    connections_max: Annotated[int, Field(strict=True, ge=1, le=4_096)] = 64
+    idle_timeout_ms: Milliseconds = 60_000  # of a peer from which nothing comes
+    spool_bytes_max: StorageBytes = 100 * 2**30  # received, not yet registered and stored
+    spool_instances_max: Count = 500_000
+    quarantine_bytes_max: StorageBytes = 10 * 2**30
+    disk_reserve_bytes: StorageBytes = 2 * 2**30  # free space that is never used
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayConfig:
+    """Receiving images: `radledger gateway start`, a process of its own beside the node."""
+
+    spool_dir: ResolvedPath
+    ae_title: AeTitle = "RADLEDGER"
+    listen_host: Host = "127.0.0.1"
+    listen_port: AnyPort = 11_112
+    allow_clear: Flag = False  # other machines may send without TLS
+    tls_certificate_file: ResolvedPath | None = None
+    tls_key_file: ResolvedPath | None = None
+    tls_trust_file: ResolvedPath | None = None  # PEM; who signs the peers' certificates
+    peers: Annotated[tuple[DicomPeer, ...], Field(max_length=256)] = ()
+    watch_dir: ResolvedPath | None = None
+    quiet_ms: Delay = 60_000  # a study is complete when nothing has come for so long
+    age_ms_max: Delay = 6 * 3_600_000  # and at the latest so long after its first instance
+    delay_ms_max: Delay = 0  # random addition, so that block times do not tell examination times
+    limits: GatewayLimits = field(default_factory=GatewayLimits)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreConfig:
+    """The encrypted store of studies: a folder, or a bucket of an S3-compatible service."""
+
+    key_file: ResolvedPath  # sealed study keys and the catalogue
+    folder: ResolvedPath | None = None
+    url: str | None = None  # s3://bucket/prefix; credentials come from the AWS_ variables
+    endpoint: str | None = None  # of another S3-compatible service
+    region: str = "us-east-1"
+    master_key_file: ResolvedPath | None = None
+    master_passphrase_file: ResolvedPath | None = None
+    master_key_environment: EnvironmentName | None = None
+    master_passphrase_environment: EnvironmentName | None = None
+    quota_bytes: StorageBytes | None = None
+    compression: Literal["off", "fast", "better"] = "fast"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogConfig:
     level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -137,4 +206,6 @@ class NodeConfig:
     network: NetworkConfig = field(default_factory=NetworkConfig)
     consensus: ConsensusConfig = field(default_factory=ConsensusConfig)
     mempool: MempoolConfig = field(default_factory=MempoolConfig)
+    gateway: GatewayConfig | None = None
+    store: StoreConfig | None = None
     log: LogConfig = field(default_factory=LogConfig)

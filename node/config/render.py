@@ -44,7 +44,8 @@ def _literal(value: object) -> str:
     if isinstance(value, tuple):
         return "[" + "".join(f"\n  {_literal(element)}," for element in value) + "\n]"
     if is_dataclass(value):
-        pairs = (f"{f.name} = {_literal(getattr(value, f.name))}" for f in fields(value))
+        given = ((f, getattr(value, f.name)) for f in fields(value))
+        pairs = (f"{f.name} = {_literal(v)}" for f, v in given if v != _default(f))
         return "{ " + ", ".join(pairs) + " }"
     if isinstance(value, str | Path):
         # A JSON string is a TOML basic string, but for U+007F, which TOML wants escaped.

@@ -25,7 +25,8 @@ TRANSACTION_VERSION = 1
 TRANSACTION_TAG = b"radledger/transaction/1"
 SALT_BYTES = 16
 
-INSTITUTION = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
+# Rules that all members voted for are shown as "consortium/name", so nobody is called that.
+INSTITUTION = re.compile(r"(?!consortium\Z)[a-z0-9][a-z0-9-]{0,31}")
 OPERATION_NAME = re.compile(r"[a-z]{1,32}\.[a-z_]{1,32}")
 
 _FIELDS = 8

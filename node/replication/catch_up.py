@@ -19,11 +19,10 @@ seals is fetched anew from others.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
 
 from consensus.authentication import seal_checks
 from consensus.errors import InvalidMessage
@@ -56,6 +55,7 @@ from node.network.sync import Action, Ask, Blame, BlockSync, Deliver, SyncOption
 from node.replication.chain import NULL_PAYLOAD, Chain, Diverged, Payload
 from node.replication.clocks import monotonic_ms
 from node.replication.driver import Driver
+from node.replication.links import Links
 from storage.chain import ChainStore
 from storage.errors import CorruptRecord
 
@@ -85,24 +85,6 @@ class _Misfit:
     delivery: Deliver
     reason: str
     is_unlinked: bool
-
-
-class Links(Protocol):
-    """What catching up needs of the transport."""
-
-    def send(self, key: bytes, kind: Kind, payload: bytes, priority: Priority) -> bool:
-        """Queue a frame to one peer."""
-        ...
-
-    def broadcast(
-        self, keys: Iterable[bytes], kind: Kind, payload: bytes, priority: Priority
-    ) -> int:
-        """Queue a frame to several peers."""
-        ...
-
-    def punish(self, key: bytes, points: float, reason: str) -> None:
-        """Count a peer's misbehaviour."""
-        ...
 
 
 class CatchUp:

@@ -2,20 +2,19 @@
 
 One task steps the replica through everything that has arrived, writes all rows that must be durable
 in one synced batch, and only then sends. While the disk works, more input gathers: the slower the
-disk, the larger the group. Signatures are checked before the replica sees a message, in
-worker threads when there are more than a few; late votes that can change nothing are not checked.
+disk, the larger the group. `intake` checks signatures before the replica sees a message, and
+`payload_frames` has to do with batches that peers ask for and send.
 """
 
 import asyncio
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from consensus.authentication import signatures_of
 from consensus.effects import (
     Broadcast,
     CancelTimer,
@@ -36,7 +35,6 @@ from consensus.errors import InvalidMessage
 from consensus.inputs import (
     Executed,
     Input,
-    MessageReceived,
     PayloadReady,
     PayloadRefused,
     Propose,
@@ -58,18 +56,18 @@ from consensus.wire import pack
 from node.ledger.block import encode_certificate
 from node.ledger.execution import ExecutedBlock
 from node.ledger.transaction import Transaction
-from node.ledger.verifier import SignatureVerifier, verify_all
+from node.ledger.verifier import SignatureVerifier
 from node.network.frames import Kind
 from node.network.transport import Priority
 from node.replication.chain import Chain, Payload, put_payload
 from node.replication.codec import (
-    decode_payload,
-    decode_payload_request,
     decode_proposal,
-    encode_payload,
     encode_payload_request,
     encode_proposal,
 )
+from node.replication.intake import Intake
+from node.replication.links import Links
+from node.replication.payload_frames import PayloadFrames
 from node.replication.payloads import PayloadDesk, Pool, Rules, VerifyBodies
 from node.replication.proposer import Proposer
 from node.worker import Worker
@@ -79,37 +77,12 @@ from storage.kv import KeyValueStore, WriteBatch
 log = logging.getLogger(__name__)
 
 STEPS_PER_TURN = 512  # inputs taken before the loop lets others run
-INTAKE_MAX = 8192  # unverified consensus messages waiting, over all peers
-INLINE_CHECKS_MAX = 4  # about half a millisecond
-PAYLOADS_BYTES_MAX = 48 * 1024 * 1024  # of answers waiting to be checked
-READS_PER_PEER_MAX = 4  # payload requests being answered out of the disk
-HEIGHTS_QUOTED_MAX = 64  # twice the window
-SIGNATURE_BYTES = 72  # a signature and its sender's index, encoded
-VOTE_BYTES = 192  # a vote with its signature, encoded
 EVIDENCE_MAX = 1_000  # pairs stored per run: a liar must not fill the disk
 LAZY_FLUSH_S = 0.005
 
 
 class Halted(Exception):
     """The replica stopped for safety; the text is for the operator."""
-
-
-class Links(Protocol):
-    """What the driver needs of the transport."""
-
-    def send(self, key: bytes, kind: Kind, payload: bytes, priority: Priority) -> bool:
-        """Queue a frame to one peer."""
-        ...
-
-    def broadcast(
-        self, keys: Iterable[bytes], kind: Kind, payload: bytes, priority: Priority
-    ) -> int:
-        """Queue a frame to several peers."""
-        ...
-
-    def punish(self, key: bytes, points: float, reason: str) -> None:
-        """Count a peer's misbehaviour."""
-        ...
 
 
 class Listener(Protocol):
@@ -166,26 +139,27 @@ class Driver:
     ) -> None:
         self._replica = replica
         self._schedule = schedule
-        self._chain_id = chain_id
         self._own_key = own_key
         self._store = store
         self._chain_store = chain_store
         self._chain = chain
         self._proposer = proposer
-        self._verifier = verifier
         self._links = links
         self._listener = listener
         self._desk = PayloadDesk(pool, verify_bodies, self._ask, self._answered, now_ms, rules)
         self._thread = Worker("wal")
         self._inputs: deque[Input | _Fired] = deque()
         self._woken = asyncio.Event()
-        self._intake: deque[tuple[bytes, Message]] = deque()
-        self._intake_woken = asyncio.Event()
-        self._payloads: deque[tuple[bytes, bytes, bytes, tuple[bytes, ...], int]] = deque()
-        self._payloads_bytes = 0
-        self._payloads_woken = asyncio.Event()
-        self._reading: list[bytes] = []  # whose payload requests are being answered
-        self._tasks: asyncio.TaskGroup | None = None  # while it runs
+        self._intake = Intake(
+            replica=replica,
+            schedule=schedule,
+            chain_id=chain_id,
+            verifier=verifier,
+            punish=links.punish,
+            feed=self.feed,
+            backlog=lambda: len(self._inputs),
+        )
+        self._payloads = PayloadFrames(self._desk, links, chain.stored_payload)
         self._executions: deque[Execute] = deque()
         self._execution_woken = asyncio.Event()
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -218,11 +192,7 @@ class Driver:
 
     def consensus_frame(self, peer: bytes, payload: bytes) -> None:
         """Take one CONSENSUS frame, an encoded message. Raises `InvalidMessage`."""
-        # Those who are behind may know of smaller sets only than that of the sender.
-        quorum = max(each.quorum for each in self._schedule.sets())
-        if len(payload) > message_bytes_max(quorum):
-            raise InvalidMessage(f"a message of {len(payload)} bytes for a quorum of {quorum}")
-        self._take(peer, decode(payload))
+        self._intake.frame(peer, payload)
 
     def proposal_frame(self, peer: bytes, payload: bytes) -> None:
         """Take one PROPOSAL frame: a pre-prepare and its batch. Raises `InvalidMessage`."""
@@ -234,43 +204,15 @@ class Driver:
             return
         if not self._desk.offer(message.digest, batch, peer):
             raise InvalidMessage("the batch is not the one that its digest names")
-        self._take(peer, message)
+        self._intake.take(peer, message)
 
     def payload_frame(self, peer: bytes, payload: bytes) -> None:
         """Take one PAYLOAD frame, an answer to our request. Raises `InvalidMessage`."""
-        digest, batch, bodies = decode_payload(payload)
-        if self._desk.wants(digest) and self._payloads_bytes < PAYLOADS_BYTES_MAX:
-            self._payloads_bytes += len(payload)
-            self._payloads.append((peer, digest, batch, bodies, len(payload)))
-            self._payloads_woken.set()
+        self._payloads.answer_frame(peer, payload)
 
     def payload_request_frame(self, peer: bytes, payload: bytes) -> None:
         """Answer one FETCH_PAYLOAD frame. Raises `InvalidMessage`."""
-        height, digest, missing = decode_payload_request(payload)
-        known = self._desk.payload(digest)
-        if known is not None:
-            self._send_payload(peer, known, missing)
-        elif self._tasks is not None and self._reading.count(peer) < READS_PER_PEER_MAX:
-            self._reading.append(peer)
-            self._tasks.create_task(self._send_stored(peer, height, digest, missing))
-
-    async def _send_stored(
-        self, peer: bytes, height: int, digest: bytes, missing: tuple[bytes, ...]
-    ) -> None:
-        """Answer out of the disk; what a peer asks beyond its share, it will ask again."""
-        try:
-            stored = await asyncio.to_thread(self._read_payload, height, digest)
-        finally:
-            self._reading.remove(peer)
-        if stored is not None:
-            self._send_payload(peer, stored, missing)
-
-    def _send_payload(self, peer: bytes, known: Payload, missing: tuple[bytes, ...]) -> None:
-        if known.batch is not None:
-            wanted = set(missing)
-            bodies = [t.raw for t in known.transactions if not missing or t.digest in wanted]
-            frame = encode_payload(known.digest, known.batch.encode(), bodies)
-            self._links.send(peer, Kind.PAYLOAD, frame, Priority.PAYLOAD)
+        self._payloads.request_frame(peer, payload)
 
     async def run(self, effects: Sequence[Effect]) -> None:
         """Perform `effects` (what `Replica.start` returned), then work until cancelled.
@@ -279,13 +221,11 @@ class Driver:
         """
         try:
             async with asyncio.TaskGroup() as tasks:
-                self._tasks = tasks
                 tasks.create_task(self._consensus_loop(effects), name="consensus")
                 tasks.create_task(self._execution_loop(), name="execution")
-                tasks.create_task(self._verification_loop(), name="verification")
-                tasks.create_task(self._payload_loop(), name="payloads")
+                tasks.create_task(self._intake.run(), name="verification")
+                tasks.create_task(self._payloads.run(), name="payloads")
         finally:
-            self._tasks = None
             self._close()
 
     # The consensus loop.
@@ -445,54 +385,6 @@ class Driver:
 
     # Messages.
 
-    def _take(self, peer: bytes, message: Message) -> None:
-        # What is verified and waits for the disk counts too, so that a slow disk holds back.
-        waiting = len(self._intake) + len(self._inputs)
-        if waiting < INTAKE_MAX and self._replica.is_relevant(message):
-            self._intake.append((peer, message))
-            self._intake_woken.set()
-
-    async def _verification_loop(self) -> None:
-        while True:
-            await self._intake_woken.wait()
-            self._intake_woken.clear()
-            taken = [m for m in self._intake if self._replica.is_relevant(m[1])]
-            self._intake.clear()
-            checks = []
-            spans = []
-            for peer, message in taken:
-                # Asked now: later the replica may know the validators that we do not ask for here.
-                is_certain = self._replica.can_judge(message)
-                try:
-                    wanted = signatures_of(message, self._schedule, self._chain_id)
-                except InvalidMessage as error:
-                    if is_certain:
-                        self._links.punish(peer, 10, str(error))
-                    continue
-                spans.append((peer, message, len(wanted), is_certain))
-                checks += [(c.public_key, c.signed, c.signature) for c in wanted]
-            # A hop to a worker thread costs as much as one check, so it pays only for several.
-            few = len(checks) <= INLINE_CHECKS_MAX
-            verdicts = verify_all(checks) if few else await self._verifier.verify(checks)
-            start = 0
-            for peer, message, count, is_certain in spans:
-                genuine = all(verdicts[start : start + count])
-                start += count
-                if genuine:
-                    self.feed(MessageReceived(message))
-                elif is_certain:
-                    self._links.punish(peer, 20, "a consensus message with a bad signature")
-
-    async def _payload_loop(self) -> None:
-        while True:
-            await self._payloads_woken.wait()
-            self._payloads_woken.clear()
-            while self._payloads:
-                peer, digest, batch, bodies, size = self._payloads.popleft()
-                self._payloads_bytes -= size
-                if not await self._desk.received(digest, batch, bodies):
-                    self._links.punish(peer, 5, "the payload is not what was asked for")
-
     def _broadcast(self, message: Message) -> None:
         keys = [v.public_key for v in self._schedule.at(_height_of(message)).validators]
         peers = [key for key in keys if key != self._own_key]
@@ -520,7 +412,7 @@ class Driver:
                 self.feed(PayloadReady(height, digest))
             return
         if self._desk.payload(digest) is None:
-            stored = self._read_payload(height, digest)
+            stored = self._chain.stored_payload(height, digest)
             if stored is not None:
                 self._desk.keep(stored)
         self._desk.obtain(height, digest, fresh=fresh)
@@ -550,9 +442,6 @@ class Driver:
             self._proposer.reserve(height, payload.batch.transactions)
         self.feed(PayloadReady(height, digest))
 
-    def _read_payload(self, height: int, digest: bytes) -> Payload | None:
-        return self._chain.stored_payload(height, digest)
-
     # Execution.
 
     async def _execution_loop(self) -> None:
@@ -563,7 +452,7 @@ class Driver:
                 effect = self._executions.popleft()
                 payload = self._desk.payload(effect.digest)
                 if payload is None:
-                    payload = self._read_payload(effect.height, effect.digest)
+                    payload = self._chain.stored_payload(effect.height, effect.digest)
                 if payload is None:
                     raise Halted(f"the committed batch of height {effect.height} is not on disk")
                 executed = await self._chain.execute(effect.height, payload)
@@ -613,12 +502,3 @@ def _height_of(message: Message) -> int:
             return stable_certificate(message.view_changes).height + 1
         case _:
             return message.height
-
-
-def message_bytes_max(quorum: int) -> int:
-    """Return the most bytes of an honest message: a NewView with a full window in each ViewChange.
-
-    Decoding is where a liar's megabytes would stop the event loop for seconds.
-    """
-    certificate = SIGNATURE_BYTES * quorum + VOTE_BYTES
-    return quorum * certificate * (HEIGHTS_QUOTED_MAX + 1) + VOTE_BYTES * (HEIGHTS_QUOTED_MAX + 1)

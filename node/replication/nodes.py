@@ -88,6 +88,7 @@ class KnownNodes:
         self._own_key = own_key
         self._stable_height = stable_height
         self._changed = asyncio.Event()
+        self.is_listed = True  # this node itself, as of the last look
 
     @property
     def own_role(self) -> Role:
@@ -99,6 +100,7 @@ class KnownNodes:
     def peers(self) -> list[KnownPeer]:
         """Return who may connect now. Reads the disk."""
         nodes = listed_nodes(self._chain_store, self._stable_height + 1)
+        self.is_listed = any(node.public_key == self._own_key for node, _ in nodes)
         return [self._peer(node, role) for node, role in nodes]
 
     def executed(self, block: ExecutedBlock) -> None:

@@ -202,6 +202,15 @@ class Testnet:
                 }
                 await self.node(index).wait_connected(expected)
 
+    async def wait_parted(self, timeout_s: float = TIMEOUT_S) -> None:
+        """Wait until no running node sees another one from which a partition cuts it off."""
+        async with asyncio.timeout(timeout_s):
+            for index, node in enumerate(self.nodes):
+                if node is not None:
+                    others = range(len(self.nodes))
+                    cut_off = {i for i in others if i != index and not self._may_talk(index, i)}
+                    await node.wait_parted({self.layout.configs[i].institution for i in cut_off})
+
     def _running(self, nodes: Iterable[int] | None) -> list[Node]:
         if nodes is not None:
             return [self.node(index) for index in nodes]

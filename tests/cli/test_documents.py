@@ -79,10 +79,76 @@ def test_what_asks_a_node_answers_as_documented(new_study, north):
     assert set(study) == words
 
 
+@pytest.fixture
+def sharing_answers(shared, north, doctor, officer, tmp_path):
+    """What the commands of sharing answer, by their place in the reference."""
+    study, subject = shared()
+    form, log = tmp_path / "form", tmp_path / "log"
+    form.write_text("yes")
+    log.write_text("one")
+    at, signed = ("-c", north), ("--form", form, "-c", north)
+    asked("consent", "grant", subject, *signed)
+    given = asked("consent", "grant", subject, *signed)
+    request = doctor.asked("access", "request", study, "--purpose", "CAREMGT")
+    executed(north, request["transaction"]["height"])
+    request_id = request["request"]["id"]
+    approved = asked("access", "approve", request_id, *at)
+    delivered = asked("access", "deliver", request_id, "--wrapped-digest", "ab" * 32, *at)
+    executed(doctor.config, delivered["transaction"]["height"])
+    glass = doctor.asked("access", "break-glass", study, "--reason", "other")
+    proposed = asked("gov", "propose", "parameter-set", "access_uses_max", 500, *at)
+    proposal = proposed["proposal"]["id"]
+    question = ("policy", "try", study, "--by", "south", "--purpose", "TREAT", *at)
+    rule = ("--name", "doc", "--effect", "deny", "--condition", "study.version > 9")
+    published = officer.asked("policy", "publish", *rule)
+    return {
+        "consent grant": given,
+        "consent withdraw": asked("consent", "withdraw", subject, given["consent_id"], *signed),
+        "consent opt-out": asked("consent", "opt-out", subject, *signed),
+        "consent bind": asked("consent", "bind", subject, "--none", *at, status=1),
+        "consent show": asked("consent", "show", subject, *at),
+        "policy publish": published,
+        "policy list": asked("policy", "list", *at),
+        "policy show": asked("policy", "show", "doc", *at),
+        "policy retire": officer.asked("policy", "retire", "doc"),
+        "policy try": asked(*question),
+        "policy check": asked("policy", "check", "second-opinion"),
+        "policy templates": asked("policy", "templates"),
+        "access request": request,
+        "access approve": approved,
+        "access deliver": delivered,
+        "access receive": doctor.asked("access", "receive", request_id, status=1),
+        "access break-glass": glass,
+        "access show": asked("access", "show", request_id, *at),
+        "access list": asked("access", "list", *at),
+        "audit trail": asked("audit", "trail", study, *at),
+        "audit anchors": asked("audit", "anchors", *at),
+        "audit check": asked("audit", "check", log, *at, status=1),
+        "member list": asked("member", "list", *at),
+        "institution list": asked("institution", "list", *at),
+        "institution show": asked("institution", "show", *at),
+        "gov propose": proposed,
+        "gov try": asked("gov", "try", proposal, *at),
+        "gov vote": asked("gov", "vote", proposal, "--reject", *at),
+        "gov execute": asked("gov", "withdraw", proposal, *at),
+        "gov show": asked("gov", "show", proposal, *at),
+        "gov list": asked("gov", "list", *at),
+        "gov parameters": asked("gov", "parameters", *at),
+        "study classify": asked("study", "classify", study, "R", *at),
+    }
+
+
+def test_sharing_answers_as_documented(sharing_answers):
+    for command, answer in sharing_answers.items():
+        if "error" not in answer:
+            assert set(answer) == documented(command), command
+
+
 def test_the_guides_name_only_commands_and_options_that_there_are():
     text = "\n".join(path.read_text() for path in sorted(REFERENCE.parent.glob("*.md")))
-    leaves = re.findall(r"(?:radledger|\brl) ((?:config|study|tx|testnet) [a-z]+)", text)
-    assert "study register" in leaves
+    groups = "access|audit|config|consent|gov|institution|member|policy|proof|study|testnet|tx"
+    leaves = re.findall(rf"(?:radledger|\brl) ((?:{groups}) [a-z]+(?:-[a-z]+)*)", text)
+    assert {"study register", "consent opt-out", "access break-glass"} <= set(leaves)
     helps = [run(*words.split(), "--help") for words in {*leaves, *COMMANDS}]
     assert all(answer.status == 0 for answer in helps)
     known = set(re.findall(r"--[a-z][a-z-]+", "".join(answer.out for answer in helps)))

@@ -361,3 +361,38 @@ def test_start_refuses_a_key_that_is_not_in_the_genesis(ready, made):
     answer = run("start", ready / provision.CONFIG)
     assert answer.status == 2
     assert "lists this key for watcher" in answer.words
+
+
+@pytest.fixture
+def newcomer(made, tmp_path):
+    """Keys of a hospital that the genesis does not know."""
+    folder = tmp_path / "hill"
+    asked("keygen", "hill", "--folder", folder)
+    return folder
+
+
+def test_a_candidate_gets_a_config_although_no_genesis_lists_it(newcomer, made):
+    options = ("--folder", newcomer, "--genesis", made / "genesis.json", *PEER_OPTIONS)
+    assert run("init", *options).status == 2
+    # Whoever came in by a vote before is in no genesis, either.
+    late = ("--peer", "late=ledger.late.example:7610")
+    answer = asked("init", "--candidate", *options, *late)
+    assert (answer["role"], answer["peers"][-1]) == ("candidate", "late")
+    checked = asked("config", "check", newcomer / provision.CONFIG)
+    assert checked["is_valid"]
+    notes = {note["path"]: note["sentence"] for note in checked["warnings"]}
+    assert "once a vote has let it in" in notes["key.file"]
+    (newcomer / provision.CARD).unlink()
+    assert not asked("config", "check", newcomer / provision.CONFIG, status=2)["is_valid"]
+
+
+def test_a_node_of_the_genesis_is_no_candidate(own, made):
+    options = ("--folder", own, "--genesis", made / "genesis.json", *PEER_OPTIONS)
+    answer = run("init", "--candidate", *options)
+    assert answer.status == 2
+    assert "leave --candidate out" in answer.words
+
+
+def test_the_human_answer_to_a_candidate_says_how_it_is_voted_in(newcomer, made):
+    options = ("--folder", newcomer, "--genesis", made / "genesis.json", *PEER_OPTIONS)
+    assert "radledger gov application" in run("init", "--candidate", *options).words

@@ -126,6 +126,7 @@ def with_institution(**changes):
         ),
         (replace(GENESIS, validators=()), "validators"),
         (with_institution(name="University"), "institutions[2].name"),
+        (with_institution(name="consortium"), "institutions[2].name"),
         (with_institution(name="st-anna"), "institutions[2].name"),
         (with_institution(display_name=""), "institutions[2].display_name"),
         (with_institution(display_name="a\x1b[2J"), "institutions[2].display_name"),

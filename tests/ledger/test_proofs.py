@@ -31,6 +31,7 @@ from tests.vectors.make_proofs import (
     STUDY,
     SUBJECT,
     TREE,
+    World,
     document,
     instance,
     key,
@@ -190,6 +191,11 @@ def test_a_header_of_another_chain_is_refused_whoever_sealed_it():
     foreign = replace(Header.decode(header(1)), chain_id=bytes(32)).encode()
     assert "another chain" in refused(changed("time", anchor=sealed(1, foreign)))
     assert "header" in refused(changed("time", anchor=sealed(1, b"\x90")))
+
+
+def test_a_header_names_those_who_seal_it():
+    other = replace(Header.decode(header(1)), validators_digest=bytes(32)).encode()
+    assert "has other validators" in refused(changed("time", anchor=sealed(1, other)))
 
 
 # Changes of validators.
@@ -352,6 +358,16 @@ def test_instances_need_the_rows_of_one_study():
         refused(changed("manifest", state=state))
 
 
+def test_the_study_shown_is_the_one_that_has_the_version():
+    made, other = World(), bytes(range(200, 216))
+    for study_id, root in ((STUDY, ROOT), (other, bytes(range(100, 132)))):
+        made.add(made.signed(("study.register", study_id, SUBJECT, root, "CT", "head", 3, 4)))
+    right, wrong = (made.proof("version", study_id, ROOT) for study_id in (STUDY, other))
+    assert verify(instance(right, 0), GENESIS).registered.study_id == STUDY
+    assert "two different studies" in refused(instance(wrong, 0))
+    assert "two different studies" in refused(open_manifest(wrong, RECORDS, BLINDINGS))
+
+
 def test_only_a_statement_about_the_state_can_be_opened():
     with pytest.raises(ValueError, match="under a proof of their version"):
         open_manifest(PROOFS["time"], RECORDS, BLINDINGS)
@@ -384,18 +400,27 @@ def test_the_paths_of_transaction_and_receipt_show_one_place():
         refused(changed("access", **fields))
 
 
+def alone(body, receipt):
+    """The proof of a block with this one transaction and receipt, were a quorum to seal it."""
+    roots = {
+        "transactions_root": merkle.leaf_hash(body),
+        "receipts_root": merkle.leaf_hash(receipt),
+    }
+    lone = replace(Header.decode(header(1)), **roots).encode()
+    part = Executed(body, receipt, 0, (), ())
+    return changed("transaction", part=part, anchor=sealed(1, lone))
+
+
 def test_a_transaction_nobody_signed_is_none():
-    body = part_of("transaction").body
-    forged = body[:-64] + bytes(64)
-    leaf, receipt = merkle.leaf_hash(forged), part_of("transaction").receipt
-    lone = replace(
-        Header.decode(header(1)),
-        transactions_root=leaf,
-        receipts_root=merkle.leaf_hash(receipt),
-    )
-    part = Executed(forged, receipt, 0, (), ())
-    proof = changed("transaction", part=part, anchor=sealed(1, lone.encode()))
-    assert "signature of the transaction" in refused(proof)
+    part = part_of("transaction")
+    assert verify(alone(part.body, part.receipt), GENESIS).transaction.id == WORLD.ids[0]
+    forged = part.body[:-64] + bytes(64)
+    assert "signature of the transaction" in refused(alone(forged, part.receipt))
+
+
+def test_a_receipt_names_its_transaction():
+    part, other = part_of("transaction"), part_of("access")
+    assert "receipt is that of another" in refused(alone(part.body, other.receipt))
 
 
 # Form.

@@ -20,7 +20,7 @@ from consensus.messages import (
     encode,
 )
 from node.network.frames import Kind
-from node.replication import driver as module
+from node.replication import intake, payload_frames
 from node.replication.codec import (
     decode_payload,
     decode_payload_request,
@@ -321,7 +321,7 @@ async def test_a_wrong_form_is_punished_and_the_others_messages_count(stage, one
 
 async def test_votes_after_their_quorum_are_not_verified(monkeypatch, one):
     checked = []
-    monkeypatch.setattr(module, "verify_all", lambda checks: checked.append(checks) or [True])
+    monkeypatch.setattr(intake, "verify_all", lambda checks: checked.append(checks) or [True])
     async with on_stage(monkeypatch) as stage:
         stage.pool(one)
         proposed = payload(one)
@@ -360,7 +360,7 @@ async def test_a_proposal_must_be_a_pre_prepare_with_its_batch(stage, one):
 
 
 async def test_megabytes_are_refused_before_they_are_decoded(monkeypatch, stage):
-    monkeypatch.setattr(module, "decode", None)
+    monkeypatch.setattr(intake, "decode", None)
     with pytest.raises(InvalidMessage, match="bytes for a quorum of 3"):
         stage.driver.consensus_frame(KEYS[2], bytes(2**20))
 
@@ -375,7 +375,7 @@ def test_the_largest_honest_message_is_within_the_bound(validators):
     stable = SealCertificate(large, bytes(32), entries)
     view_changes = [ViewChange(large, stable, prepared, s, bytes(64)) for s in range(quorum)]
     largest = encode(NewView(large, tuple(view_changes), tuple(votes), 0, bytes(64)))
-    assert len(largest) <= module.message_bytes_max(quorum) < 4 * len(largest)
+    assert len(largest) <= intake.message_bytes_max(quorum) < 4 * len(largest)
 
 
 async def test_a_batch_with_a_forged_body_is_refused_and_the_node_goes_on(stage, one):
@@ -411,7 +411,7 @@ async def test_bodies_that_nobody_asked_for_are_punished(stage, one):
 
 
 async def test_a_slow_disk_holds_the_intake_back(monkeypatch, stage, one):
-    monkeypatch.setattr(module, "INTAKE_MAX", 20)
+    monkeypatch.setattr(intake, "WAITING_MAX", 20)
     stage.pool(one)
     stage.store.hold()
     stage.propose(1, payload(one))
@@ -436,14 +436,14 @@ async def test_answers_wait_within_a_bound_of_bytes(monkeypatch, stage, one):
     stage.propose(1, proposed)
     await until(lambda: stage.timers.named("_ask_next"))
     answer = encode_payload(proposed.digest, b"", [one.raw])
-    monkeypatch.setattr(module, "PAYLOADS_BYTES_MAX", 3 * len(answer))
+    monkeypatch.setattr(payload_frames, "WAITING_BYTES_MAX", 3 * len(answer))
     for _ in range(10):
         stage.driver.payload_frame(KEYS[3], answer)
-    assert len(stage.driver._payloads) == 3
+    assert len(stage.driver._payloads._waiting) == 3
     gate.set()
     await until(lambda: stage.sent(Prepare))
     assert stage.links.punished == []
-    assert stage.driver._payloads_bytes == 0
+    assert stage.driver._payloads._waiting_bytes == 0
 
 
 async def test_two_votes_of_one_validator_are_kept_as_evidence(stage, one):
@@ -486,19 +486,19 @@ async def test_what_is_not_here_is_answered_with_silence(stage):
     stage.driver.payload_request_frame(KEYS[2], encode_payload_request(9, b"\x07" * 32, ()))
     stage.driver.payload_request_frame(KEYS[2], encode_payload_request(9, NULL_DIGEST, ()))
     await settle()
-    await until(lambda: not stage.driver._reading)
+    await until(lambda: not stage.driver._payloads._reading)
     assert stage.links.sent == []
 
 
 async def test_one_peer_cannot_make_the_node_read_without_end(monkeypatch, stage):
     reads = []
-    monkeypatch.setattr(stage.driver, "_read_payload", lambda *asked: reads.append(asked))
+    monkeypatch.setattr(stage.driver._payloads, "_stored", lambda *asked: reads.append(asked))
     for number in range(100):
         request = encode_payload_request(1, number.to_bytes(32, "big"), ())
         stage.driver.payload_request_frame(KEYS[2], request)
     stage.driver.payload_request_frame(KEYS[3], encode_payload_request(1, b"\xff" * 32, ()))
-    await until(lambda: not stage.driver._reading)
-    assert len(reads) == module.READS_PER_PEER_MAX + 1
+    await until(lambda: not stage.driver._payloads._reading)
+    assert len(reads) == payload_frames.READS_PER_PEER_MAX + 1
 
 
 # Timers and the end.

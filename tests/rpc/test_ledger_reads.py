@@ -56,6 +56,7 @@ def service(world):
             catch_up=SimpleNamespace(stable_height=0),
             readers=readers,
             halted=lambda: None,
+            is_listed=lambda: True,
         )
 
 

@@ -13,7 +13,6 @@ from consensus import (
     authentication,
     buffer,
     normal_case,
-    recovery,
     relevance,
     replica,
     slots,
@@ -260,11 +259,6 @@ def _sets_forgotten() -> Any:
     return patched(World, "schedule_of", lambda world, _: original(world, ()))
 
 
-def _rows_of_any_reign() -> Any:
-    """A restarted node takes the last view of an earlier validator set for one of its own."""
-    return patched(recovery, "_is_of_this_reign", lambda *_: True)
-
-
 def _certificate_last() -> Any:
     """A certificate is written when there is time, after the votes that rely on it."""
     original = World.keep
@@ -319,7 +313,6 @@ CANARIES = {
         "votes are judged by sets that may have changed", 40, _horizon_ignored, _changing
     ),
     "sets-forgotten": Canary("a restart forgets all changes", 20, _sets_forgotten, _changing),
-    "rows-of-any-reign": Canary("views outlive their set", 200, _rows_of_any_reign, _changing),
     "certificate-last": Canary(
         "a set's last certificate comes after the next one's votes",
         60,

@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from consensus.messages import Commit, PrePrepare, Seal, SealCertificate
+from consensus.validators import faults_tolerated
 from tests.simulation import canaries
 from tests.simulation.checker import Violation, smallest_safe_quorum
 from tests.simulation.disk import Block, Disk, Transaction
@@ -22,17 +24,29 @@ ONCE_FAILED = [
     for line in (HERE / "regression_seeds.txt").read_text().splitlines()
     if line and not line.startswith("#")
 ]
-QUICK = ["small-quorum", "no-persist", "prepared-ignored", "any-commit", "view-forgotten"]
+QUICK = [
+    "small-quorum",
+    "no-persist",
+    "prepared-ignored",
+    "any-commit",
+    "view-forgotten",
+    "change-at-once",
+    "horizon-ignored",
+    "sets-forgotten",
+    "certificate-last",
+]
 
 
 @pytest.mark.parametrize("first", range(0, 40, 10))
 def test_short_set_of_seeds(first):
-    heights = 0
+    heights = reigns = 0
     for seed in range(first, first + 10):
         result = run(draw(seed))
         assert result.violation is None, f"seed {seed}: {result.details}"
         heights += result.counters["heights"]
+        reigns += result.counters["reigns"]
     assert heights > 50
+    assert reigns > 1
 
 
 @pytest.mark.parametrize("line", ONCE_FAILED)
@@ -77,6 +91,20 @@ def test_seeds_differ():
     assert all(len(plan.tactics) + len(plan.wiped) <= plan.f for plan in plans)
 
 
+def test_no_planned_set_has_more_faulty_members_than_it_withstands():
+    plans = [plan for seed in range(2, 1202, 4) if (plan := draw(seed)).later_sets]
+    assert len(plans) > 200
+    sizes = set()
+    for plan in plans:
+        faulty = {*plan.tactics, *plan.wiped}
+        for before, after in pairwise(plan.sets):
+            sizes.add(len(after) - len(before))
+            assert len(faulty & {key for _, key in after}) <= faults_tolerated(len(after))
+            assert len({institution for institution, _ in after}) == len(after)
+            assert set(before) != set(after)
+    assert sizes == {-1, 0, 1}
+
+
 def test_quorum_of_the_checker():
     assert [smallest_safe_quorum(n) for n in (1, 4, 5, 7, 8, 10)] == [1, 3, 4, 5, 6, 7]
 
@@ -116,14 +144,14 @@ def test_a_proposal_and_a_prepare_are_one_vote(checker):
 
 
 def test_a_fork_is_seen(checker):
-    checker.durable(0, 1, Block(b"a" * 32, b"x" * 32, b""))
+    checker.durable(0, 1, Block(b"a" * 32, b"x" * 32, None))
     with pytest.raises(Violation, match="another block"):
-        checker.durable(1, 1, Block(b"b" * 32, b"y" * 32, b""))
+        checker.durable(1, 1, Block(b"b" * 32, b"y" * 32, None))
 
 
 def test_a_gap_is_seen(checker):
     with pytest.raises(Violation, match="gap"):
-        checker.durable(0, 2, Block(b"a" * 32, b"x" * 32, b""))
+        checker.durable(0, 2, Block(b"a" * 32, b"x" * 32, None))
     with pytest.raises(Violation, match="right after"):
         checker.committed(0, 2, b"a" * 32, 0, True)
 

@@ -31,9 +31,8 @@ from consensus.messages import (
     encode,
 )
 from consensus.wire import pack
-from node import daemon, keys
+from node import assembly, keys
 from node.config import ConsensusConfig
-from node.daemon import passphrase_of
 from node.ledger.block import Batch
 from node.ledger.transaction import Operation, sign_transaction, transaction_digest
 from node.network.frames import PAYLOAD_BYTES_MAX, Kind, encode_frame
@@ -51,6 +50,8 @@ from node.network.payloads import (
     encode_status,
     encode_transactions,
 )
+from node.provision import passphrase_of
+from node.replication.clocks import wall_ms
 from node.replication.codec import encode_payload, encode_payload_request, encode_proposal
 from storage import schema
 from tests.network.harness import Identity, RawPeer, client_context, make_identities
@@ -76,8 +77,8 @@ def nothing_fails_unseen(caplog):
 @pytest.fixture
 def lenient(monkeypatch):
     """A peer that was punished may come back at once, so that it can misbehave again."""
-    made = daemon._transport_options
-    monkeypatch.setattr(daemon, "_transport_options", lambda c: replace(made(c), refuse_ms=0))
+    made = assembly.transport_options
+    monkeypatch.setattr(assembly, "transport_options", lambda c: replace(made(c), refuse_ms=0))
 
 
 class Liar:
@@ -352,7 +353,7 @@ async def test_megabytes_of_nested_nothing_are_refused_undecoded(testnet, lenien
         nested = b"\xdd" + count.to_bytes(4, "big") + b"\x90" * count
 
         async def flood():
-            assert "4 validators" in await liar.sends(2, Kind.CONSENSUS, nested)
+            assert "a quorum of 3" in await liar.sends(2, Kind.CONSENSUS, nested)
             assert await liar.sends(2, Kind.PAYLOAD, nested)
             assert await liar.sends(2, Kind.PROPOSAL, nested[: 1024 * 1024])
 
@@ -491,7 +492,7 @@ async def test_a_primary_that_proposes_forged_transactions_is_replaced(testnet):
             operations=[registration()],
         )
         height = net.node(1).height + 1
-        now_ms = daemon.wall_ms()
+        now_ms = wall_ms()
         batch = Batch(now_ms, (forged.digest,))
         vote = liar.signed(PrePrepare(0, height, batch.digest, liar.sender))
         proposal = encode_proposal(encode(vote), batch.encode())

@@ -75,6 +75,7 @@ async def test_a_fifth_node_joins_follows_votes_and_leads(testnet):
         index, card = net.add()
         await admit(net, index, card)
         node = await net.start(index)  # before anybody knows it
+        assert "once it is voted in" in node.service.readiness().reason
         planned = await decide(net, "validator_add", *bringing(net, index, card))
         await node.wait_connected(set(voters(net, 0)))
         await net.wait_height(planned)
@@ -86,6 +87,7 @@ async def test_a_fifth_node_joins_follows_votes_and_leads(testnet):
             ("north", "south", "east", "west", card.institution)
         }
         assert node.service.status().is_validator
+        assert node.service.readiness().is_ready
         await suspect_until(net, card.institution)
         assert (await net.submit(1, [registration()])).code == "ok"
         assert node.service.status().view % 5 == 4

@@ -45,6 +45,15 @@ class Hospital:
     def __init__(self, folder):
         self.folder = folder
         self.config = folder / CONFIG
+        self.node = None  # its process, if it was started here
+
+    def start(self):
+        with (self.folder / "node.log").open("wb") as log:
+            self.node = subprocess.Popen([*RADLEDGER, "start", self.config], stderr=log)
+
+    def stop(self):
+        self.node.send_signal(signal.SIGTERM)
+        assert self.node.wait(timeout=30) == 0
 
     def __call__(self, *arguments, key=None, status=0):
         signed = () if key is None else ("--key", self.folder / f"{key}.pem")
@@ -90,13 +99,11 @@ def newcomer(tmp_path, consortium):
         "init", "--candidate", "--folder", folder, "--genesis", genesis,
         "--listen", f"127.0.0.1:{listen}", "--rpc-port", rpc, *peers,
     )  # fmt: skip
-    checked = radledger("config", "check", folder / CONFIG)
-    assert [w["path"] for w in checked["warnings"]] == ["key.file"]
-    with (folder / "node.log").open("wb") as log:
-        node = subprocess.Popen([*RADLEDGER, "start", folder / CONFIG], stderr=log)
-    yield Hospital(folder)
-    node.send_signal(signal.SIGTERM)
-    node.wait(timeout=30)
+    hill = Hospital(folder)
+    hill.start()
+    yield hill
+    hill.node.kill()
+    hill.node.wait()
 
 
 def _listens(folder):
@@ -123,6 +130,7 @@ def test_the_whole_story(consortium, newcomer, tmp_path):
     takes_in(hospitals, newcomer, tmp_path)
     proofs = proves(newcomer, study, subject, request, tmp_path)
 
+    newcomer.stop()
     radledger("testnet", "down", "--folder", consortium)
     assert not any(node["is_running"] for node in _nodes(consortium))
     verifies_offline(proofs, consortium / GENESIS, tmp_path)
@@ -138,13 +146,10 @@ def registers(north):
 
 def publishes(north, study):
     question = ("policy", "try", study, "--by", "south", "--purpose", "TREAT", "--uses", 3)
-    assert north(*question)["outcome"] == "waiting_person"
     drafted = north(*question, "--draft", "second-opinion")
     assert (drafted["outcome"], drafted["rule"]) == ("waiting_consent", "north/second-opinion")
-    assert north.code("policy", "publish", "second-opinion", key="patient") == "role_missing"
     done = north("policy", "publish", "second-opinion", key="officer")
     assert [rule["name"] for rule in done["policies"]["own"]] == ["second-opinion"]
-    assert north(*question)["outcome"] == "waiting_consent"
 
 
 def shares(north, south, study, subject, patient):
@@ -166,7 +171,6 @@ def shares(north, south, study, subject, patient):
     request = second["id"]
     wrapped = north.folder / "wrapped-key"
     wrapped.write_bytes(os.urandom(120))
-    assert south.code("access", "use", request, key="doctor") == "request_not_received"
     assert (
         north("access", "deliver", request, "--wrapped", wrapped)["request"]["state"] == "delivered"
     )
@@ -176,7 +180,6 @@ def shares(north, south, study, subject, patient):
 
     north("consent", "withdraw", subject, consent["consent_id"], key="patient")
     assert south.code("access", "use", request, key="doctor") == "consent_missing"
-    assert south("access", "show", request)["permitted"] is False
     north("consent", "restrict", subject, "--to", "south", key="patient")
     denied = south(*ask, key="doctor", status=1)
     assert (denied["request"]["state"], denied["request"]["rule"]) == ("denied", "consent")
@@ -185,15 +188,12 @@ def shares(north, south, study, subject, patient):
 
 def breaks_the_glass(north, south, study, subject):
     emergency = ("access", "break-glass", study, "--reason", "unconscious")
-    assert south.code(*emergency) == "role_missing"
     taken = south(*emergency, key="doctor")["request"]
     assert (taken["state"], taken["break_glass"], taken["permitted"]) == ("granted", True, True)
     unreviewed = ("access", "list", "--custodian", "north", "--unreviewed")
     assert [r["id"] for r in north(*unreviewed)["requests"]] == [taken["id"]]
     review = ("access", "review", taken["id"], "--finding", "justified")
-    assert north.code(*review) == "role_missing"
     assert north(*review, key="officer")["request"]["finding"] == "justified"
-    assert north(*unreviewed)["requests"] == []
 
 
 def audited(north, study):
@@ -222,18 +222,13 @@ def takes_in(hospitals, hill, tmp_path):
     application = hill.folder / "application.json"
     added = decides(north, others, "institution-add", application)
     assert added["state"] == "executed"
-    assert north("institution", "show", "hill")["institution"]["is_validator"] is False
-
     trial = north("gov", "try", "validator-add", application)
     assert (trial["n"], trial["f"], trial["quorum"], trial["added"]) == (5, 1, 4, ["hill"])
     planned = decides(north, others, "validator-add", application)
     start = planned["activation_height"]
     assert start == planned["ended_height"] + HEIGHTS_TO_CHANGE
-    assert north("gov", "try", "validator-remove", "west", status=1)["problem"] == "change_planned"
-
     anchored = north("audit", "anchor", *logs(north, tmp_path))["anchored"]
     assert anchored[-1]["height"] >= start
-    assert north("audit", "anchors", "--limit", 1)["anchors"][0]["root"] == anchored[-1]["root"]
     # Hill has followed all along, and now it votes.
     caught_up(hill, anchored[-1]["height"])
     block = hill("block", start)
@@ -251,12 +246,7 @@ def decides(proposer, others, *action):
     made = proposer("gov", "propose", *action)
     proposal = made["proposal"]["id"]
     assert made["next"]["code"] == "vote"
-    assert proposer.code("gov", "execute", proposal) == "quorum_missing"
-    voted = at_once(lambda hospital: hospital("gov", "vote", proposal, "--approve"), others)
-    # Each asks its own node, which may not have executed the other's vote yet.
-    assert max(vote["proposal"]["approvals"] for vote in voted) in (2, 3)
-    passed = proposer("gov", "show", proposal)
-    assert (passed["state"], passed["approvals"]) == ("passed", 3)
+    at_once(lambda hospital: hospital("gov", "vote", proposal, "--approve"), others)
     return proposer("gov", "execute", proposal)["proposal"]
 
 

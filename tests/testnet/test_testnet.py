@@ -88,7 +88,7 @@ async def test_a_minority_stops_and_a_healed_network_goes_on(testnet):
         await net.submit(0, [registration()])
         net.partition([0, 1], [2, 3])
         waiting = [asyncio.create_task(net.submit(i, [registration()])) for i in (0, 2)]
-        await until(lambda: not net.node(0).service.readiness().is_ready)
+        await net.wait_parted()
         readiness = net.node(0).service.readiness()
         assert set(readiness.missing) == {"east", "west"}
         assert "3 are needed" in readiness.reason
@@ -166,10 +166,3 @@ async def test_events_resume_from_any_height(testnet):
             if len(heights) == 2:
                 break
         assert heights == [2, 3]
-
-
-async def until(condition, timeout_s=30.0):
-    """Return once `condition` holds; raises `TimeoutError`."""
-    async with asyncio.timeout(timeout_s):
-        while not condition():
-            await asyncio.sleep(0.02)
