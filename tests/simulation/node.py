@@ -142,8 +142,11 @@ class SimNode:
             self.world.network.carry(peer.place, self.place, self._told_height, life, height)
 
     def _told_height(self, life: int, height: int) -> None:
-        far = self.disk.head + self.world.options.horizon
-        if life == self._life and not self.paused and height > far:
+        if life != self._life or self.paused:
+            return
+        # Who has no vote follows its peers; who has one leaves it to consensus while it can.
+        ahead = 0 if self.replica.index is None else self.world.options.horizon
+        if height > self.disk.head + ahead:
             self.catchup.want(height)
 
     def _stable(self) -> SealCertificate:

@@ -46,7 +46,7 @@ def test_short_set_of_seeds(first):
         heights += result.counters["heights"]
         reigns += result.counters["reigns"]
     assert heights > 50
-    assert reigns > 1
+    assert reigns >= 1
 
 
 @pytest.mark.parametrize("line", ONCE_FAILED)

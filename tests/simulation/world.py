@@ -258,8 +258,8 @@ class World:
         acknowledged = len(self.checker.decided) - 1
         before = {work for node in self.nodes for work in node.done}
         wanted = NEW_WORK
-        if self.plan.later_sets:  # what is planned by then takes over, too
-            wanted += self.options.horizon
+        if self.plan.later_sets and self.plan.calm.delay_ms[1] < RESEND_MS / 2:
+            wanted += self.options.horizon  # what is planned by then takes over, too
         skew = max(1.0, self.plan.skew[1])
         limit = self.scheduler.now + 12 * VIEW_TIMEOUT_MAX_MS * skew
         self._bring_work(120.0, limit)
