@@ -5,16 +5,17 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SEEDS ?= 500
 
-.PHONY: help setup test check demo bench bench-quick simulate soak lock clean
+.PHONY: help setup test check demo bench bench-quick simulate soak interop lock clean
 
 help:
-	@echo "make demo         four hospitals on this machine, start to finish (about a minute)"
+	@echo "make demo         hospitals on this machine: record, share, vote, prove (under a minute)"
 	@echo "make test         lint, types and the whole test suite"
 	@echo "make check        lint, types, import directions and formats only"
 	@echo "make simulate     seeded fault simulation of consensus, SEEDS=$(SEEDS)"
 	@echo "make bench-quick  throughput and latency against this machine's limit (under a minute)"
 	@echo "make bench        all measurements, several minutes"
 	@echo "make soak         kill -9 in a loop under load"
+	@echo "make interop      against a real PACS: Debian's Orthanc and dcmtk, installed where it may"
 	@echo "make lock         renew requirements.lock from pyproject.toml"
 
 setup: $(READY)
@@ -47,6 +48,9 @@ simulate: $(READY)
 
 soak: $(READY)
 	$(BIN)/python -m tests.soak
+
+interop: $(READY)
+	$(BIN)/python -m tests.interop
 
 lock: $(READY)
 	$(BIN)/python -m pip install --quiet uv

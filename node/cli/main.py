@@ -31,6 +31,8 @@ COMMANDS = {
     "block": "node.cli.block:block",
     "events": "node.cli.events:events",
     "proof": "node.cli.proof:app",
+    "store": "node.cli.store:app",
+    "gateway": "node.cli.gateway:app",
     "testnet": "node.cli.testnet:app",
     "demo": "node.cli.demo.command:demo",
 }

@@ -5,6 +5,8 @@ from node.config.load import load_config, parse_config
 from node.config.model import (
     ConsensusConfig,
     DicomPeer,
+    ExchangeConfig,
+    ExchangePeer,
     GatewayConfig,
     GatewayLimits,
     KeyConfig,
@@ -16,6 +18,8 @@ from node.config.model import (
     RpcConfig,
     RpcLimits,
     StoreConfig,
+    WebConfig,
+    WebLimits,
 )
 from node.config.render import render_config
 
@@ -23,6 +27,8 @@ __all__ = [
     "ConfigError",
     "ConsensusConfig",
     "DicomPeer",
+    "ExchangeConfig",
+    "ExchangePeer",
     "GatewayConfig",
     "GatewayLimits",
     "KeyConfig",
@@ -35,6 +41,8 @@ __all__ = [
     "RpcConfig",
     "RpcLimits",
     "StoreConfig",
+    "WebConfig",
+    "WebLimits",
     "load_config",
     "parse_config",
     "render_config",

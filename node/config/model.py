@@ -153,6 +153,45 @@ class GatewayLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WebLimits:
+    """What DICOMweb clients may cost the gateway."""
+
+    connections_max: Count = 128
+    uploads_max: Count = 8  # requests that store at once; each has a thread
+    upload_bytes_max: StorageBytes = 64 * 2**30  # one request
+    upload_parts_max: Count = 10_000  # one request
+    part_header_bytes_max: Count = 8_192
+    idle_timeout_ms: Milliseconds = 30_000  # no byte from a sender, or none taken by a receiver
+    upload_bytes_per_second_min: Count = 1_024  # on average, after the first idle_timeout_ms
+    results_max: Count = 1_000  # one page of a search
+    studies_examined_max: Count = 5_000  # opened by one search for series or instances
+    transcode_bytes_max: BufferBytes = 256 * 2**20  # an instance, both as it is and decoded
+    frame_bytes_max: BufferBytes = 64 * 2**20  # a frame, both as it is and decoded
+    decode_timeout_ms: Milliseconds = 30_000
+    decoder_memory_bytes: BufferBytes = 1 * 2**30  # of the process that decodes
+    readers_max: Count = 4  # threads that read the store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebConfig:
+    """The DICOMweb server; loopback unless `allow_remote` and TLS are set."""
+
+    token_file: ResolvedPath
+    host: Host = "127.0.0.1"
+    port: AnyPort = 7640
+    allow_remote: Flag = False
+    outside_token_file: ResolvedPath | None = None  # may only search, sees nothing of the patient
+    tls_certificate_file: ResolvedPath | None = None
+    tls_key_file: ResolvedPath | None = None
+    tls_client_ca_file: ResolvedPath | None = None  # clients must show a certificate of it
+    public_url: str | None = None  # behind a proxy: "https://images.hospital.example", no path
+    allowed_hosts: Annotated[tuple[Host, ...], Field(max_length=64)] = ()  # in Host headers
+    # Of web viewers, as "https://viewer.hospital.example".
+    allowed_origins: Annotated[tuple[str, ...], Field(max_length=64)] = ()
+    limits: WebLimits = field(default_factory=WebLimits)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayConfig:
     """Receiving images: `radledger gateway start`, a process of its own beside the node."""
 
@@ -170,6 +209,7 @@ class GatewayConfig:
     age_ms_max: Delay = 6 * 3_600_000  # and at the latest so long after its first instance
     delay_ms_max: Delay = 0  # random addition, so that block times do not tell examination times
     limits: GatewayLimits = field(default_factory=GatewayLimits)
+    web: WebConfig | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +227,29 @@ class StoreConfig:
     master_passphrase_environment: EnvironmentName | None = None
     quota_bytes: StorageBytes | None = None
     compression: Literal["off", "fast", "better"] = "fast"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExchangePeer:
+    """Where another institution's gateway gives out studies."""
+
+    institution: Institution
+    host: Host
+    port: Port
+    card_file: ResolvedPath | None = None  # its institution.json, if it joined after the genesis
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExchangeConfig:
+    """Giving granted studies to other institutions, and fetching theirs, over mutual TLS 1.3."""
+
+    folder: ResolvedPath  # keys, deliveries, transfers
+    listen_host: Host = "0.0.0.0"  # noqa: S104 - peers are elsewhere; TLS pins their keys
+    listen_port: AnyPort = 7650
+    peers: Annotated[tuple[ExchangePeer, ...], Field(max_length=256)] = ()
+    parallel: Annotated[int, Field(strict=True, ge=1, le=32)] = 4
+    rate_bytes_per_second: BufferBytes | None = None  # to all peers together
+    fetch_at_once: Flag = False  # fetch by itself what was granted and delivered to us
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,4 +271,5 @@ class NodeConfig:
     mempool: MempoolConfig = field(default_factory=MempoolConfig)
     gateway: GatewayConfig | None = None
     store: StoreConfig | None = None
+    exchange: ExchangeConfig | None = None
     log: LogConfig = field(default_factory=LogConfig)

@@ -1,0 +1,300 @@
+"""`radledger gateway`: receive images from this hospital's equipment, register and store them."""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvloop
+
+from node.cli.arguments import DEFAULT_CONFIG, ConfigFile
+from node.cli.context import Desk
+from node.cli.failures import UNABLE, USAGE, WRONG, Failure, explained
+from node.cli.output import Json, say, show_json, show_pairs, show_table, time_text
+from node.cli.registrar import opened
+from node.config import DicomPeer, GatewayConfig, StoreConfig
+from node.exchange.store.errors import StoreError
+from node.exchange.store.opening import open_store
+from node.exchange.store.store import StudyStore
+from node.gateway.acting import Acting
+from node.gateway.closing import closes_at
+from node.gateway.daemon import Gateway, GatewayRefused, Parts, quota_of, rules_of
+from node.gateway.echo import echo
+from node.gateway.exchange import Exchange
+from node.gateway.exchange_opening import belongings_of, settings_of
+from node.gateway.index import Event, SpoolError
+from node.gateway.spool import Spool
+
+log = logging.getLogger(__name__)
+
+EVENTS_SHOWN = 10
+
+app = typer.Typer(no_args_is_help=True, help="Receive images, register and store them.")
+
+
+@app.command()
+def start(
+    config_file: Annotated[
+        Path, typer.Argument(envvar="RADLEDGER_CONFIG", help="The node's TOML file.")
+    ] = DEFAULT_CONFIG,
+    announce: Annotated[
+        bool,
+        typer.Option(
+            "--announce",
+            "--json",
+            help="Print one line of JSON on standard output once the gateway listens.",
+        ),
+    ] = False,
+) -> None:
+    """Run the gateway beside the node until SIGTERM or SIGINT. Logs go to standard error."""
+    with explained(), _told():
+        desk = Desk.open(config_file)
+        config = _gateway(desk)
+        logging.basicConfig(
+            stream=sys.stderr,
+            level=desk.config.log.level.upper(),
+            format="%(asctime)s %(levelname)s %(name)s %(message)s",
+        )
+        uvloop.run(_serve(desk, config, announce=announce))
+
+
+@app.command()
+def status(config_file: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Show what waits, what is in quarantine and why, and the last refusals."""
+    with explained(as_json), _told(), _spool(Desk.open(config_file)) as (config, spool):
+        rules, usage, asides = rules_of(config), spool.usage(), spool.asides()
+        gatherings = spool.gatherings()
+        events = [event for _, event in spool.index.last_events(EVENTS_SHOWN)]
+        refused = spool.room()
+        if as_json:
+            show_json(
+                {
+                    "usage": usage._asdict(),
+                    "refusal": None if refused is None else refused.reason,
+                    "studies": [
+                        {
+                            "ref": study.study.hex()[:12],
+                            "waiting": study.waiting,
+                            "taken": study.taken,
+                            "closes_ms": closes_at(study, rules),
+                            "attempts": study.attempts,
+                            "reason": study.reason,
+                        }
+                        for study in gatherings
+                    ],
+                    "quarantine": [aside._asdict() for aside in asides],
+                    "events": [event._asdict() for event in events],
+                }
+            )
+            return
+        show_pairs(
+            [
+                ("instances", usage.files),
+                ("bytes", usage.bytes),
+                ("in quarantine", usage.aside_files),
+                ("takes more", "yes" if refused is None else f"no: {refused.reason}"),
+            ]
+        )
+        if gatherings:
+            show_table(
+                ("study", "waiting", "taken", "closes", "attempts", "reason"),
+                [
+                    (
+                        study.study.hex()[:12],
+                        study.waiting,
+                        study.taken,
+                        time_text(closes_at(study, rules)),
+                        study.attempts,
+                        study.reason,
+                    )
+                    for study in gatherings
+                ],
+            )
+        if asides:
+            show_table(
+                ("quarantine", "time", "source", "code", "reason"),
+                [(a.name, time_text(a.time_ms), a.source, a.code, a.reason) for a in asides],
+            )
+        _show_events(events)
+
+
+@app.command()
+def check(config_file: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Try everything the gateway needs: node, spool, store, and an echo of every peer."""
+    with explained(as_json), _told():
+        desk = Desk.open(config_file)
+        config = _gateway(desk)
+        findings = {
+            "node": asyncio.run(_try_node(desk)),
+            "spool": _try_spool(config),
+            "store": _try_store(desk.config.store),
+            **{f"peer {peer.ae_title}": _try_peer(config, peer) for peer in config.peers},
+        }
+        if as_json:
+            show_json(findings)
+        else:
+            show_pairs((name, finding or "well") for name, finding in findings.items())
+        if any(findings.values()):
+            raise typer.Exit(WRONG)
+
+
+@app.command(name="register-now")
+def register_now(config_file: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Take all studies that wait to be complete: the gateway registers them at once."""
+    with explained(as_json), _told(), _spool(Desk.open(config_file)) as (_, spool):
+        waiting = len(spool.gatherings())
+        spool.signal()
+        if as_json:
+            show_json({"studies": waiting})
+        else:
+            say(f"{waiting} studies are taken to be complete.")
+
+
+@app.command()
+def discard(
+    name: Annotated[str, typer.Argument(help="Of a file in quarantine, as `status` shows it.")],
+    config_file: ConfigFile = DEFAULT_CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Remove one file from quarantine for good."""
+    with explained(as_json), _told(), _spool(Desk.open(config_file)) as (_, spool):
+        if name not in {aside.name for aside in spool.asides()}:
+            raise Failure(WRONG, "there is no such file in quarantine")
+        spool.discard(name)
+        if as_json:
+            show_json({"discarded": name})
+        else:
+            say("It is removed.")
+
+
+async def _serve(desk: Desk, config: GatewayConfig, *, announce: bool) -> None:
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    level = logging.getLogger().getEffectiveLevel()
+    async with (
+        _store(desk.config.store) as store,
+        desk.client() as client,
+        opened(desk) as (vault, signer),
+    ):
+        parts = Parts(config, client, vault, signer, store)
+        gateway = await asyncio.to_thread(Gateway, parts, log_level=level)
+        async with gateway.running(), _exchange(desk, parts, gateway):
+            if announce:
+                line = {"event": "listening", "port": gateway.front.port, "pid": os.getpid()}
+                print(json.dumps(line), flush=True)
+            await ended.wait()
+    log.info("gateway stopped")
+
+
+@asynccontextmanager
+async def _exchange(desk: Desk, parts: Parts, gateway: Gateway) -> AsyncIterator[None]:
+    """Give granted studies to other institutions and fetch theirs, where the config says so."""
+    config = desk.config.exchange
+    if config is None:
+        yield
+        return
+    acting = Acting(parts.client, parts.signer)
+    given = await asyncio.to_thread(
+        belongings_of, desk.config, acting, parts.store, parts.vault, desk.genesis()
+    )
+    exchange = Exchange(
+        given,
+        settings_of(config),
+        on_received=lambda received: gateway.list_study(received.study_id),
+    )
+    async with exchange.running():
+        log.info("exchange listens port=%d", exchange.port)
+        yield
+
+
+@asynccontextmanager
+async def _store(config: StoreConfig | None) -> AsyncIterator[StudyStore]:
+    if config is None:
+        raise Failure(USAGE, "the config has no [store]: say where studies are to be kept")
+    store = await asyncio.to_thread(open_store, config)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+@contextmanager
+def _spool(desk: Desk) -> Iterator[tuple[GatewayConfig, Spool]]:
+    config = _gateway(desk)
+    if not (config.spool_dir / "index.db").exists():
+        raise Failure(UNABLE, f"there is no spool at {config.spool_dir}: did the gateway ever run?")
+    spool = Spool(config.spool_dir, quota_of(config), rules_of(config))
+    try:
+        yield config, spool
+    finally:
+        spool.close()
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Turn what the gateway's rooms raise into sentences and an exit status."""
+    try:
+        yield
+    except GatewayRefused as error:
+        raise Failure(USAGE, str(error)) from error
+    except (SpoolError, StoreError) as error:
+        raise Failure(UNABLE, str(error)) from error
+
+
+def _gateway(desk: Desk) -> GatewayConfig:
+    if desk.config.gateway is None:
+        raise Failure(USAGE, "the config has no [gateway]: config/node.toml shows one")
+    return desk.config.gateway
+
+
+async def _try_node(desk: Desk) -> str:
+    try:
+        async with desk.client() as client:
+            await client.head()
+    except Exception as error:  # noqa: BLE001 - it is shown beside the other findings
+        return str(error)
+    return ""
+
+
+def _try_spool(config: GatewayConfig) -> str:
+    try:
+        spool = Spool(config.spool_dir, quota_of(config))
+    except SpoolError as error:
+        return str(error)
+    with_room = spool.room()
+    spool.close()
+    return "" if with_room is None else with_room.reason
+
+
+def _try_store(config: StoreConfig | None) -> str:
+    if config is None:
+        return "the config has no [store]"
+    try:
+        open_store(config).close()
+    except Exception as error:  # noqa: BLE001 - it is shown beside the other findings
+        return str(error)
+    return ""
+
+
+def _try_peer(config: GatewayConfig, peer: DicomPeer) -> str:
+    """Send a C-ECHO to a peer that has an address; with TLS there is nothing to try in clear."""
+    if peer.host is None or peer.port is None or config.tls_certificate_file is not None:
+        return ""
+    return echo(config.ae_title, peer.ae_title, peer.host, peer.port)
+
+
+def _show_events(events: list[Event]) -> None:
+    if events:
+        show_table(
+            ("time", "event", "source", "code"),
+            [(time_text(e.time_ms), e.kind, e.source, e.code) for e in events],
+        )

@@ -1,0 +1,149 @@
+"""Writing files of a local folder: once, whole, durable, and past the page cache.
+
+A store writes what it will not read soon. With O_DIRECT (Linux) the bytes go to the disk from an
+aligned buffer of the thread, which spares a copy and leaves the cache to those who read; a file
+system without it gets ordinary writes.
+"""
+
+import errno
+import fcntl
+import mmap
+import os
+import secrets
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeAlias
+
+Data: TypeAlias = bytes | bytearray | memoryview
+
+STAGING = "#"  # stands, with digits after it, in the name of a file that is not finished
+_PAGE = mmap.PAGESIZE
+_DIRECT_BYTES_MIN = 256 * 1024
+_SCRATCH_BYTES = 4 * 2**20 + _PAGE
+_NOT_DIRECT = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
+
+
+class _Scratch(threading.local):
+    """One aligned buffer a thread."""
+
+    def __init__(self) -> None:
+        self.buffer = mmap.mmap(-1, _SCRATCH_BYTES)
+
+
+_scratch = _Scratch()
+
+
+def thread_buffer() -> mmap.mmap:
+    """Return the calling thread's buffer, of 4 MiB and a page: what is written from its start needs
+    no copy. Its content lasts until the thread asks again."""
+    return _scratch.buffer
+
+
+def create_file(path: Path, data: Data) -> bool:
+    """Write a new file, durable on return; False if it exists, which is left as it is.
+
+    After a power failure within the call the file may be there and torn: for content that is
+    checked against its name. Raises `OSError`.
+    """
+    staging = _staging(path)
+    descriptor = _open_new(staging, data)
+    try:
+        _write(descriptor, data)
+        try:
+            os.link(staging, path)
+        except FileExistsError:
+            return False
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+        staging.unlink(missing_ok=True)
+    sync_folder(path.parent)
+    return True
+
+
+def replace_file(path: Path, data: Data) -> None:
+    """Write a file in the place of any before; a reader, or a crash, sees one or the other whole.
+
+    Raises `OSError`.
+    """
+    staging = _staging(path)
+    descriptor = _open_new(staging, data)
+    try:
+        try:
+            _write(descriptor, data)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        staging.replace(path)
+    except BaseException:
+        staging.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def make_folders(folder: Path, root: Path) -> None:
+    """Make `folder` below `root`, durable on return. Raises `OSError`."""
+    if folder == root or folder.is_dir():
+        return
+    make_folders(folder.parent, root)
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    sync_folder(folder.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable. Raises `OSError`."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _staging(path: Path) -> Path:
+    return path.with_name(f"{path.name}{STAGING}{secrets.randbelow(10**18)}")
+
+
+def _open_new(path: Path, data: Data) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    direct: int = getattr(os, "O_DIRECT", 0)
+    if direct and _DIRECT_BYTES_MIN <= len(data) <= _SCRATCH_BYTES:
+        try:
+            return os.open(path, flags | direct, 0o600)
+        except OSError as error:
+            if error.errno not in _NOT_DIRECT:
+                raise
+            path.unlink(missing_ok=True)
+    return os.open(path, flags, 0o600)
+
+
+def _write(descriptor: int, data: Data) -> None:
+    size, start = len(data), 0
+    if _DIRECT_BYTES_MIN <= size <= _SCRATCH_BYTES:
+        start = _write_aligned(descriptor, data)
+    view = memoryview(data)
+    while start < size:
+        start += os.write(descriptor, view[start:])
+
+
+def _write_aligned(descriptor: int, data: Data) -> int:
+    """Write whole pages from the thread's buffer; return how much of `data` is in the file."""
+    size = len(data)
+    padded = -(-size // _PAGE) * _PAGE
+    buffer = _scratch.buffer
+    if not (isinstance(data, memoryview) and data.obj is buffer):
+        buffer[:size] = data
+    try:
+        if os.pwrite(descriptor, memoryview(buffer)[:padded], 0) == padded:
+            os.ftruncate(descriptor, size)
+            return size
+    except OSError as error:
+        if error.errno not in _NOT_DIRECT:
+            raise
+    # Opened with O_DIRECT, but the file system refuses it, or wrote a part: the ordinary way.
+    direct: int = getattr(os, "O_DIRECT", 0)
+    if direct:
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) & ~direct)
+    os.ftruncate(descriptor, 0)
+    return 0

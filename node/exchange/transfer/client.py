@@ -1,0 +1,328 @@
+"""Fetches a study's ciphertext: several chunks at a time, from any holder, once each.
+
+    fetched = await fetch(identity, wanted, holders, sink, transfers)
+
+The offer is kept on disk first; then every chunk is hashed on arrival and goes into the sink, which
+is durable. So whatever kills either side, the next `fetch` asks only for what the sink lacks. A
+holder that serves a chunk with another digest is named, kept on record and never asked again for
+this request; one that fails is tried again for a while, later each time; one that refuses is left.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from node.exchange.transfer.errors import (
+    InvalidOffer,
+    InvalidRecord,
+    NotPermitted,
+    TransferIncomplete,
+    WrongDigest,
+)
+from node.exchange.transfer.holders import (
+    Holder,
+    HolderBusy,
+    HolderFailed,
+    HolderLied,
+    HolderRefused,
+    Identity,
+    Link,
+    NotHeld,
+    Partial,
+)
+from node.exchange.transfer.limits import ClientLimits, Pacer
+from node.exchange.transfer.offer import Offer, Wanted, decode_offer, require_wanted
+from node.exchange.transfer.ports import Chunk, ChunkSink, Progress
+from node.exchange.transfer.state import Transfer, Transfers
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A study whose chunks are all here; `Transfers.forget` it once it is taken over."""
+
+    offer: Offer
+    chunks_fetched: int  # in this run; the others were here
+    bytes_fetched: int
+    liars: tuple[str, ...]  # institutions, in this run and before
+    left: dict[str, str]  # institutions that were given up in this run, and why
+
+
+async def fetch(
+    identity: Identity,
+    wanted: Wanted,
+    holders: Sequence[Holder],
+    sink: ChunkSink,
+    transfers: Transfers,
+    *,
+    limits: ClientLimits | None = None,
+    prepare: Callable[[Offer], object] | None = None,
+    progress: Progress | None = None,
+) -> Fetched:
+    """Fetch all that is missing of a study. Name the custodian first: it alone makes the offer.
+
+    `prepare` is called in a thread once the offer is known, before the sink is asked for anything,
+    in every run: there the caller unwraps the key and lets its store adopt the index.
+
+    Raises `NotPermitted` when the ledger's no is all that the holders say, `TransferIncomplete`
+    when nobody serves what is missing (both: try again later, nothing is lost), `InvalidOffer` when
+    the custodian's offer is not of what the ledger says, and what `prepare` and the sink raise.
+    Cancelling is safe at any point.
+    """
+    limits = limits or ClientLimits()
+    async with AsyncExitStack() as stack:
+        links = [Link(holder, identity, limits) for holder in holders]
+        for link in links:
+            stack.push_async_callback(link.close)
+        known = await asyncio.to_thread(_resume, transfers, wanted)
+        if known is None:
+            known = Transfer(await _ask_for_offer(links, wanted, limits))
+            await asyncio.to_thread(transfers.save, known)
+        if prepare is not None:
+            await asyncio.to_thread(prepare, known.offer)
+        run = _Run(known, links, sink, transfers, limits, progress)
+        return await run.fetch()
+
+
+def _resume(transfers: Transfers, wanted: Wanted) -> Transfer | None:
+    """Return the transfer that was begun, if it is still of what the ledger says."""
+    try:
+        known = transfers.get(wanted.request_id)
+        if known is not None:
+            require_wanted(known.offer, wanted)
+    except (InvalidRecord, InvalidOffer) as error:
+        log.warning("a transfer begins anew request=%s reason=%s", wanted.request_id.hex(), error)
+        return None
+    return known
+
+
+async def _ask_for_offer(links: Iterable[Link], wanted: Wanted, limits: ClientLimits) -> Offer:
+    reasons: dict[str, str] = {}
+    refusals: list[str] = []
+    invalid: InvalidOffer | None = None
+    for link in links:
+        name = link.holder.institution
+        try:
+            offer = await asyncio.to_thread(decode_offer, await _persist(link, wanted, limits))
+            require_wanted(offer, wanted)
+            return offer
+        except HolderRefused as error:
+            reasons[name] = error.code
+            refusals += [error.code] if error.is_permit else []
+        except NotHeld:
+            reasons[name] = "it does not hold the study"
+        except (HolderBusy, HolderFailed, HolderLied) as error:
+            reasons[name] = str(error)
+        except InvalidOffer as error:
+            invalid = invalid or InvalidOffer(f"the offer of {name}: {error}")
+            reasons[name] = str(error)
+    if invalid is not None:
+        raise invalid
+    if refusals:
+        raise NotPermitted(refusals[0])
+    raise TransferIncomplete(None, reasons)
+
+
+async def _persist(link: Link, wanted: Wanted, limits: ClientLimits) -> bytes:
+    """Ask one holder for an offer, again when it is busy or the line fails."""
+    for attempt in range(1, limits.attempts_max):
+        try:
+            return await link.offer(wanted.request_id)
+        except HolderBusy as error:
+            await asyncio.sleep(error.pause_s)
+        except HolderFailed:
+            await asyncio.sleep(_backoff_s(attempt, limits))
+    return await link.offer(wanted.request_id)
+
+
+def _backoff_s(failures: int, limits: ClientLimits) -> float:
+    return min(limits.backoff_max_ms, limits.backoff_min_ms << min(failures, 16)) / 1000
+
+
+@dataclass(slots=True, eq=False)
+class _Standing:
+    """What this run knows of a holder."""
+
+    link: Link
+    left: str | None = None  # why it is not asked any more
+    refused: str | None = None  # the ledger's code, when that is why
+    failures: int = 0  # in a row
+    ready_s: float = 0.0
+    in_flight: int = 0
+    lacks: set[bytes] = field(default_factory=set)  # digests; bounded by the offer
+
+    @property
+    def name(self) -> str:
+        return self.link.holder.institution
+
+
+class _Run:
+    """One run over the chunks that are missing."""
+
+    def __init__(
+        self,
+        transfer: Transfer,
+        links: Iterable[Link],
+        sink: ChunkSink,
+        transfers: Transfers,
+        limits: ClientLimits,
+        progress: Progress | None,
+    ) -> None:
+        self._transfer = transfer
+        self._offer = transfer.offer
+        self._request_id = transfer.offer.delivery.request_id
+        self._sink = sink
+        self._transfers = transfers
+        self._limits = limits
+        self._progress = progress or _unseen
+        self._pacer = Pacer(limits.rate_bytes_per_s)
+        self._line = asyncio.Semaphore(limits.parallel)
+        self._standings = [_Standing(link) for link in links]
+        for standing in self._standings:
+            if standing.name in transfer.liars:
+                standing.left = _LIED
+        self._total = self._offer.bytes_total
+        self._todo: deque[Chunk] = deque()
+        self._given_up = 0
+        self._here = self._fetched = self._bytes = 0
+
+    async def fetch(self) -> Fetched:
+        missing = await asyncio.to_thread(self._missing)
+        self._todo.extend(missing)
+        self._here = self._total - sum(chunk.size for chunk in missing)
+        self._progress(self._here, self._total)
+        workers = min(self._limits.parallel + self._limits.storing, len(missing))
+        await _all_or_first_error([self._work() for _ in range(workers)])
+        if self._given_up:
+            refusals = {standing.refused for standing in self._standings}
+            if refusals and None not in refusals:
+                raise NotPermitted(str(min(filter(None, refusals))))
+            raise TransferIncomplete(self._given_up, self._left())
+        return Fetched(self._offer, self._fetched, self._bytes, self._transfer.liars, self._left())
+
+    def _missing(self) -> list[Chunk]:
+        delivery = self._offer.delivery
+        missing = frozenset(self._sink.missing(delivery.study_id, delivery.version))
+        return [chunk for chunk in self._offer.chunks if chunk.digest in missing]
+
+    def _left(self) -> dict[str, str]:
+        return {
+            each.name: each.left or "it lacks chunks"
+            for each in self._standings
+            if (each.left or each.lacks)
+        }
+
+    async def _work(self) -> None:
+        buffer = bytearray(max(chunk.size for chunk in self._offer.chunks))
+        while self._todo:
+            chunk = self._todo.popleft()
+            if not await self._one(Partial(chunk, buffer)):
+                self._given_up += 1
+                continue
+            self._fetched += 1
+            self._bytes += chunk.size
+            self._here += chunk.size
+            self._progress(self._here, self._total)
+
+    async def _one(self, partial: Partial) -> bool:
+        """Fetch and keep one chunk; return False when no holder is left that may have it."""
+        while (standing := await self._fill(partial)) is not None:
+            try:
+                await asyncio.to_thread(
+                    self._sink.put_ciphertext, partial.chunk.digest, partial.data
+                )
+                return True
+            except WrongDigest:
+                await self._mismatch(standing, partial)
+        return False
+
+    async def _fill(self, partial: Partial) -> _Standing | None:
+        """Fill a chunk and return who sent the end of it, or None when no holder is left."""
+        async with self._line:
+            while (standing := await self._choose(partial.chunk)) is not None:
+                standing.in_flight += 1
+                failures, filled = standing.failures, partial.filled
+                try:
+                    await standing.link.fill(partial, self._request_id, self._pacer)
+                    standing.failures = 0
+                    return standing
+                except HolderLied:
+                    partial.restart()
+                    await self._expose(standing)
+                except NotHeld:
+                    standing.lacks.add(partial.chunk.digest)
+                except HolderRefused as error:
+                    standing.left = error.code
+                    standing.refused = error.code if error.is_permit else None
+                except HolderBusy as error:
+                    standing.ready_s = asyncio.get_running_loop().time() + error.pause_s
+                except HolderFailed as error:
+                    if partial.filled - filled >= _PROGRESS_BYTES:
+                        failures = standing.failures = 0  # a bad line, but it moves
+                    if failures == standing.failures:  # else it is the failure that others met
+                        self._failed(standing, str(error))
+                finally:
+                    standing.in_flight -= 1
+        return None
+
+    async def _choose(self, chunk: Chunk) -> _Standing | None:
+        """Return the least busy holder that may have the chunk, when one is ready."""
+        while True:
+            able = [
+                each
+                for each in self._standings
+                if each.left is None and chunk.digest not in each.lacks
+            ]
+            if not able:
+                return None
+            now_s = asyncio.get_running_loop().time()
+            ready = [each for each in able if each.ready_s <= now_s]
+            if ready:
+                return min(ready, key=lambda each: (each.failures, each.in_flight))
+            await asyncio.sleep(min(each.ready_s for each in able) - now_s)
+
+    async def _mismatch(self, standing: _Standing, partial: Partial) -> None:
+        """A chunk has another digest: the one holder it came from lied. Of several nobody knows
+        which; it is fetched anew, and from one only."""
+        alone = partial.sources == {standing.name}
+        partial.restart()
+        if alone:
+            await self._expose(standing)
+
+    async def _expose(self, standing: _Standing) -> None:
+        if standing.left is None:
+            standing.left = _LIED
+            log.warning("a holder served a chunk with another digest holder=%s", standing.name)
+            self._transfer = self._transfer.with_liar(standing.name)
+            await asyncio.to_thread(self._transfers.save, self._transfer)
+
+    def _failed(self, standing: _Standing, reason: str) -> None:
+        standing.failures += 1
+        if standing.failures >= self._limits.attempts_max:
+            standing.left = standing.left or reason
+        pause_s = _backoff_s(standing.failures, self._limits)
+        standing.ready_s = asyncio.get_running_loop().time() + pause_s
+
+
+_PROGRESS_BYTES = 64 * 1024
+_LIED = "it served a chunk with another digest"
+
+
+async def _all_or_first_error(work: list[Coroutine[Any, Any, None]]) -> None:
+    """Run all; the first error, or a cancellation, ends the others before it goes on."""
+    tasks = [asyncio.create_task(each) for each in work]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _unseen(here: int, total: int) -> None:
+    """Nobody watches."""

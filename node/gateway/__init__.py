@@ -1,0 +1,1 @@
+"""What stands between this hospital's imaging equipment and the ledger."""

@@ -1,0 +1,315 @@
+"""Delivery of studies to the local PACS: sent, read back, verified by K and P, taken up again.
+
+An instance counts as delivered when what the PACS gives back is the same image by the commitment's
+own rules, not when the PACS says success: some answer success and keep another copy of that SOP
+Instance UID. How far each has come is on disk, so after a restart of either side only what is
+missing is sent.
+"""
+
+import asyncio
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from node.gateway.closing import retry_after
+from node.gateway.deliveries import Deliveries, Delivery, Stage, State
+from node.gateway.holdings import HeldInstance, HeldStudy, Holdings, Withheld
+from node.gateway.ways import NotOffered, Unreachable, Way
+from node.imaging.commitment import commit_file
+from node.imaging.errors import UnreadableInstance
+from node.imaging.manifest import instance_of
+from node.imaging.verify import INTACT, Verdict, compare
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS_MAX = 200  # some sixteen hours
+PIECE_BYTES = 1 << 20
+POLL_SECONDS = 2.0
+_AT_END = frozenset({Stage.VERIFIED, Stage.FOUND, Stage.ALTERED})
+# The image is the one that was sent; the PACS may have left private elements out.
+_DELIVERED = INTACT | {Verdict.PRIVATE}
+
+
+class UnknownStudy(LookupError):
+    """There is no such study here, or no such PACS."""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a delivery has given out, for the audit trail. The UID identifies."""
+
+    target: str
+    study_uid: str
+    instances: int
+    code: str  # "" if all is well
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a delivery has come."""
+
+    state: State
+    instances: int
+    verified: int
+    found: int  # listed by the PACS, which gives nothing back to compare
+    sent: int
+    refused: int
+    altered: int
+    reason: str
+
+
+class Deliverer:
+    """Delivers to the PACS by the ways that each has, in the order of preference. Blocking."""
+
+    def __init__(
+        self,
+        deliveries: Deliveries,
+        holdings: Holdings,
+        targets: Mapping[str, Sequence[Way]],
+        folder: Path,
+        *,
+        audit: Callable[[Given], None],
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        """`folder` takes one instance at a time while it is compared; it is made for us alone."""
+        self._deliveries, self._holdings, self._targets = deliveries, holdings, targets
+        self._folder, self._audit, self._now_ms = folder, audit, now_ms
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def submit(self, study_uid: str, target: str) -> int:
+        """Begin to deliver a study; return the delivery's number. Raises `UnknownStudy`."""
+        study = self._holdings.study(study_uid)
+        if study is None:
+            raise UnknownStudy("there is no such study here")
+        if target not in self._targets:
+            raise UnknownStudy("there is no PACS of that name in the config")
+        uids = [instance.sop_uid for instance in study.instances]
+        return self._deliveries.add(target, study_uid, uids, self._now_ms())
+
+    async def run(self, poll_seconds: float = POLL_SECONDS) -> None:
+        """Take up deliveries as they become due, until cancelled."""
+        while True:
+            await asyncio.to_thread(self.run_once)
+            await asyncio.sleep(poll_seconds)
+
+    def run_once(self) -> int:
+        """Take up every delivery that is due; return how many came to their end."""
+        now = self._now_ms()
+        due = [delivery for delivery in self._deliveries.waiting() if delivery.due_ms <= now]
+        return sum(self._attempt(delivery) for delivery in due)
+
+    def progress(self, number: int) -> Progress:
+        """Return how far a delivery has come. Raises `UnknownStudy`."""
+        delivery = self._deliveries.get(number)
+        if delivery is None:
+            raise UnknownStudy("there is no such delivery")
+        stages = [stage for stage, _ in self._deliveries.stages(number).values()]
+        return Progress(
+            delivery.state,
+            len(delivery.sop_uids),
+            stages.count(Stage.VERIFIED),
+            stages.count(Stage.FOUND),
+            stages.count(Stage.SENT),
+            stages.count(Stage.REFUSED),
+            stages.count(Stage.ALTERED),
+            delivery.reason,
+        )
+
+    def _attempt(self, delivery: Delivery) -> bool:
+        ways = self._targets.get(delivery.target, ())
+        try:
+            study = self._holdings.study(delivery.study_uid)
+        except OSError as error:
+            return self._later(delivery, f"the store cannot be read: {type(error).__name__}")
+        if study is None:
+            return self._end(delivery, State.FAILED, "withheld")
+        attempt = _Attempt(self._deliveries, delivery, study, self._holdings, self._folder)
+        if attempt.lacks_some:
+            return self._end(delivery, State.FAILED, "withheld")
+        try:
+            attempt.verify(ways)  # a crash may have come between sending and marking
+            attempt.send(ways)
+            attempt.verify(ways)
+        except Withheld:
+            return self._end(delivery, State.FAILED, "withheld", attempt.given)
+        except Unreachable as error:
+            return self._later(delivery, str(error), attempt.given)
+        except OSError as error:
+            reason = f"the store or the disk fails: {type(error).__name__}"
+            return self._later(delivery, reason, attempt.given)
+        return self._settle(delivery, attempt.given)
+
+    def _settle(self, delivery: Delivery, given: int) -> bool:
+        stages = self._deliveries.stages(delivery.number)
+        reasons = [reason for stage, reason in stages.values() if stage is Stage.ALTERED]
+        if reasons:
+            return self._end(delivery, State.FAILED, f"altered: {reasons[0]}", given)
+        at_end = sum(stage in _AT_END for stage, _ in stages.values())
+        if at_end == len(delivery.sop_uids):
+            return self._end(delivery, State.DONE, "", given)
+        refused = [reason for stage, reason in stages.values() if stage is Stage.REFUSED]
+        missing = len(delivery.sop_uids) - at_end
+        why = f"refused: {refused[0]}" if refused else "not in the PACS after it was sent"
+        return self._later(delivery, f"{missing} instances: {why}", given)
+
+    def _end(self, delivery: Delivery, state: State, reason: str, given: int = 0) -> bool:
+        self._deliveries.end(delivery.number, state, reason)
+        log.info(
+            "delivery ended number=%d target=%s state=%s reason=%s",
+            delivery.number,
+            delivery.target,
+            state.value,
+            reason,
+        )
+        code = reason.partition(":")[0]
+        self._audit(Given(delivery.target, delivery.study_uid, given, code))
+        return True
+
+    def _later(self, delivery: Delivery, reason: str, given: int = 0) -> bool:
+        if delivery.attempts + 1 >= ATTEMPTS_MAX:
+            return self._end(delivery, State.FAILED, reason, given)
+        delay_ms = retry_after(delivery.attempts)
+        self._deliveries.later(delivery.number, self._now_ms() + delay_ms, reason)
+        log.warning(
+            "delivery waits number=%d target=%s attempts=%d retry_ms=%d reason=%s",
+            delivery.number,
+            delivery.target,
+            delivery.attempts + 1,
+            delay_ms,
+            reason,
+        )
+        if given:
+            self._audit(Given(delivery.target, delivery.study_uid, given, "waits"))
+        return False
+
+
+class _Attempt:
+    """One attempt at one delivery."""
+
+    def __init__(
+        self,
+        deliveries: Deliveries,
+        delivery: Delivery,
+        study: HeldStudy,
+        holdings: Holdings,
+        folder: Path,
+    ) -> None:
+        self._deliveries, self._number = deliveries, delivery.number
+        self._holdings, self._folder = holdings, folder
+        self._places = {uid: place for place, uid in enumerate(delivery.sop_uids)}
+        self._instances = [i for i in study.instances if i.sop_uid in self._places]
+        # What was to be delivered may not be ours to give any more.
+        self.lacks_some = len(self._instances) != len(self._places)
+        self.given = 0
+
+    def send(self, ways: Iterable[Way]) -> None:
+        """Send what the PACS has not taken yet: by the first way, what it refuses by the next."""
+        unreachable: Unreachable | None = None
+        for way in ways:
+            stages = self._stages()
+            left = [i for i in self._instances if i.sop_uid not in stages]
+            left += [i for i in self._instances if stages.get(i.sop_uid) is Stage.REFUSED]
+            if not left:
+                return
+            try:
+                way.send(left, self._read, self._sent)
+                unreachable = None
+            except Unreachable as error:
+                unreachable = error
+        if unreachable is not None:
+            raise unreachable
+
+    def verify(self, ways: Sequence[Way]) -> None:
+        """Read back what the PACS has taken, by the first way that it offers."""
+        unreachable: Unreachable | None = None
+        for way in ways:
+            unread = self._in_stage(Stage.SENT)
+            if not unread:
+                return
+            try:
+                way.fetch(unread, self._folder, self._fetched)
+                return
+            except NotOffered:
+                continue
+            except Unreachable as error:
+                unreachable = error
+        if unreachable is not None:
+            raise unreachable
+        self._look_up(ways)
+
+    def _look_up(self, ways: Iterable[Way]) -> None:
+        """Where nothing is given back, see whether the PACS lists it at least."""
+        for way in ways:
+            unread = self._in_stage(Stage.SENT)
+            if not unread:
+                return
+            try:
+                listed = way.lists(unread)
+            except NotOffered:
+                continue
+            for instance in unread:
+                stage = Stage.FOUND if instance.sop_uid in listed else None
+                self._mark(instance, stage, "the PACS gives nothing back to compare")
+            return
+
+    def _in_stage(self, stage: Stage) -> list[HeldInstance]:
+        stages = self._stages()
+        return [i for i in self._instances if stages.get(i.sop_uid) is stage]
+
+    def _stages(self) -> dict[str, Stage]:
+        known = self._deliveries.stages(self._number)
+        return {uid: known[place][0] for uid, place in self._places.items() if place in known}
+
+    def _mark(self, instance: HeldInstance, stage: Stage | None, reason: str = "") -> None:
+        self._deliveries.mark(self._number, self._places[instance.sop_uid], stage, reason)
+
+    def _read(self, instance: HeldInstance) -> Iterator[bytes]:
+        with closing(self._holdings.open(instance)) as stream:
+            while piece := stream.read(PIECE_BYTES):
+                yield piece
+
+    def _sent(self, instance: HeldInstance, code: str) -> None:
+        self.given += not code
+        self._mark(instance, Stage.REFUSED if code else Stage.SENT, code)
+
+    def _fetched(self, instance: HeldInstance, path: Path | None) -> None:
+        if path is None:
+            self._mark(instance, None)  # it said success, and has it not: send it again
+            return
+        with self._own(instance) as own:
+            verdict, sentence = same_image(own, path)
+        if verdict in _DELIVERED:
+            self._mark(instance, Stage.VERIFIED, verdict.value)
+        elif verdict is Verdict.UNDECIDED:
+            self._mark(instance, Stage.FOUND, sentence)
+        else:
+            self._mark(instance, Stage.ALTERED, sentence)
+
+    @contextmanager
+    def _own(self, instance: HeldInstance) -> Iterator[Path]:
+        descriptor, name = tempfile.mkstemp(dir=self._folder)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                for piece in self._read(instance):
+                    file.write(piece)
+            yield Path(name)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+
+def same_image(own: Path, theirs: Path) -> tuple[Verdict, str]:
+    """Return what has become of the instance `own` in `theirs`, and that in words."""
+    try:
+        known = instance_of(commit_file(own))
+    except UnreadableInstance as error:
+        return Verdict.UNDECIDED, f"our own copy cannot be compared: {error.reason}"
+    try:
+        report = compare(known, commit_file(theirs))
+    except UnreadableInstance as error:
+        return Verdict.ALTERED, error.reason
+    return report.verdict, report.sentence

@@ -1,0 +1,164 @@
+"""What is being delivered to the local PACS, on disk: it goes on after a restart of either side.
+
+One row for each delivery, with the study's and the instances' UIDs sealed, and one for each
+instance by its place among them; so the file names nobody.
+"""
+
+import json
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS delivery (
+    number INTEGER PRIMARY KEY,
+    target TEXT NOT NULL,
+    sealed BLOB NOT NULL,
+    state TEXT NOT NULL,
+    attempts INTEGER NOT NULL,
+    due_ms INTEGER NOT NULL,
+    reason TEXT NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS instance (
+    delivery INTEGER NOT NULL,
+    place INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    PRIMARY KEY (delivery, place)
+) STRICT, WITHOUT ROWID;
+"""
+_COLUMNS = "SELECT number, target, state, attempts, due_ms, reason, sealed FROM delivery "
+
+
+class DeliveriesUnusable(Exception):
+    """The file cannot be read or written; the text says why."""
+
+
+class State(Enum):
+    """How far a delivery has come."""
+
+    WAITING = "waiting"
+    DONE = "done"
+    FAILED = "failed"
+
+
+class Stage(Enum):
+    """How far an instance has come. An instance with no row has not been sent."""
+
+    SENT = "sent"  # the PACS said that it has it
+    VERIFIED = "verified"  # read back: the same image
+    FOUND = "found"  # the PACS lists it, but can give nothing back to compare
+    REFUSED = "refused"  # the PACS would not take it
+    ALTERED = "altered"  # what the PACS gives back is another image
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One study on its way to one PACS."""
+
+    number: int
+    target: str
+    state: State
+    attempts: int
+    due_ms: int
+    reason: str
+    study_uid: str = field(repr=False)
+    sop_uids: tuple[str, ...] = field(repr=False)
+
+
+class Deliveries:
+    """The file. Thread-safe. Every method raises `DeliveriesUnusable`."""
+
+    def __init__(
+        self, path: Path, seal: Callable[[bytes], bytes], unseal: Callable[[bytes], bytes]
+    ) -> None:
+        self._seal, self._unseal = seal, unseal
+        self._lock = threading.Lock()
+        try:
+            path.touch(mode=0o600)
+            self._file = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            self._file.execute("PRAGMA journal_mode = WAL")
+            self._file.execute("PRAGMA synchronous = FULL")
+            self._file.executescript(_SCHEMA)
+        except (sqlite3.Error, OSError) as error:
+            raise DeliveriesUnusable(f"{path} cannot be used: {error}") from error
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._file.close()
+
+    def add(self, target: str, study_uid: str, sop_uids: Sequence[str], now_ms: int) -> int:
+        """Begin a delivery, or return the number of the same one that waits already."""
+        wanted = target, study_uid, tuple(sop_uids)
+        for known in self.waiting():
+            if (known.target, known.study_uid, known.sop_uids) == wanted:
+                return known.number
+        sealed = self._seal(json.dumps([study_uid, list(sop_uids)]).encode())
+        row = (target, sealed, State.WAITING.value, 0, now_ms, "")
+        with self._lock:
+            try:
+                cursor = self._file.execute(
+                    "INSERT INTO delivery (target, sealed, state, attempts, due_ms, reason)"
+                    " VALUES (?, ?, ?, ?, ?, ?)",
+                    row,
+                )
+            except sqlite3.Error as error:
+                raise DeliveriesUnusable(f"cannot be written: {error}") from error
+        return int(cursor.lastrowid or 0)
+
+    def waiting(self) -> list[Delivery]:
+        """Return the deliveries that are not at their end, the first to do first."""
+        return self._read("WHERE state = 'waiting' ORDER BY due_ms, number")
+
+    def get(self, number: int) -> Delivery | None:
+        """Return one delivery."""
+        return next(iter(self._read("WHERE number = ?", (number,))), None)
+
+    def stages(self, number: int) -> dict[int, tuple[Stage, str]]:
+        """Return stage and reason of each instance that has one, by place."""
+        rows = self._query(
+            "SELECT place, state, reason FROM instance WHERE delivery = ?", (number,)
+        )
+        return {place: (Stage(state), reason) for place, state, reason in rows}
+
+    def mark(self, number: int, place: int, stage: Stage | None, reason: str = "") -> None:
+        """Put down how far an instance has come, durably; None: it has to be sent again."""
+        if stage is None:
+            sql = "DELETE FROM instance WHERE delivery = ? AND place = ?"
+            self._query(sql, (number, place))
+            return
+        sql = "INSERT OR REPLACE INTO instance (delivery, place, state, reason) VALUES (?, ?, ?, ?)"
+        self._query(sql, (number, place, stage.value, reason))
+
+    def end(self, number: int, state: State, reason: str = "") -> None:
+        """Bring a delivery to its end."""
+        sql = "UPDATE delivery SET state = ?, reason = ? WHERE number = ?"
+        self._query(sql, (state.value, reason, number))
+
+    def later(self, number: int, due_ms: int, reason: str) -> None:
+        """Put down an attempt that did not bring the delivery to its end."""
+        sql = "UPDATE delivery SET attempts = attempts + 1, due_ms = ?, reason = ? WHERE number = ?"
+        self._query(sql, (due_ms, reason, number))
+
+    def _read(self, condition: str, values: Iterable[object] = ()) -> list[Delivery]:
+        found = []
+        for row in self._query(_COLUMNS + condition, values):
+            number, target, state, attempts, due_ms, reason, sealed = row
+            study_uid, sop_uids = json.loads(self._unseal(sealed))
+            uids = study_uid, tuple(sop_uids)
+            found.append(Delivery(number, target, State(state), attempts, due_ms, reason, *uids))
+        return found
+
+    def _query(self, sql: str, values: Iterable[object] = ()) -> list[tuple[Any, ...]]:
+        with self._lock:
+            try:
+                with closing(self._file.execute(sql, tuple(values))) as cursor:
+                    return cursor.fetchall()
+            except sqlite3.Error as error:
+                raise DeliveriesUnusable(f"cannot be read or written: {error}") from error

@@ -1,0 +1,97 @@
+"""Copies of erased studies are destroyed and that is attested, without anybody asking.
+
+    erased on the ledger -> noted on disk -> key, index, chunks destroyed -> attested on the ledger
+
+The note is there from before the destruction until the attestation is final, so a crash anywhere
+is gone on with. A custodian destroys first and records it then; what it holds is not touched here.
+"""
+
+import asyncio
+import logging
+from pathlib import Path
+
+from node.exchange.store.errors import StudyUnknown
+from node.exchange.store.store import StudyStore
+from node.exchange.transfer.errors import InvalidRecord
+from node.exchange.transfer.state import Deliveries
+from node.gateway.acting import Acting
+from node.gateway.backlog import Backlog
+from node.gateway.ledger_events import LedgerEvents, id_in
+from node.ledger.block import OK
+
+log = logging.getLogger(__name__)
+
+_EVERYTHING = b""
+_ID_DIGITS = 32
+_DONE = frozenset({OK, "erasure_attested", "erasure_own"})
+
+
+class Erasures:
+    """Destroys and attests."""
+
+    def __init__(
+        self, acting: Acting, store: StudyStore, received: Deliveries, folder: Path
+    ) -> None:
+        """`received` keeps what came with studies; `folder` the notes. Raises `OSError`."""
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._acting, self._store, self._received, self._folder = acting, store, received, folder
+        self.backlog: Backlog[bytes] = Backlog("erase", self._work)
+
+    def attach(self, events: LedgerEvents) -> None:
+        """Hear of erasures."""
+        events.on(lambda view: self.backlog.add(id_in(view)), "study_erased")
+        events.on_start(lambda: self.backlog.add(_EVERYTHING))
+
+    async def erase(self, study_id: bytes) -> bool:
+        """Destroy and attest one study, if it is erased on the ledger and came here from elsewhere;
+        return whether it is done. Raises what `Client` raises."""
+        study = await self._acting.client.study(study_id)
+        if study is None or study.summary.status != "erased":
+            return True
+        if study.summary.custodian == self._acting.institution:
+            return True
+        if not await asyncio.to_thread(self._destroy, study_id):
+            return True
+        submitted = await self._acting.submit("study.attest_erasure", (study_id,))
+        if submitted.code not in _DONE:
+            log.error("erasure not attested study=%s code=%s", study_id.hex(), submitted.code)
+            return False
+        log.info("erasure attested study=%s", study_id.hex())
+        await asyncio.to_thread(self._note(study_id).unlink, missing_ok=True)
+        return True
+
+    async def _work(self, study_id: bytes) -> bool:
+        if study_id != _EVERYTHING:
+            return await self.erase(study_id)
+        for known in await asyncio.to_thread(self._known):
+            study = await self._acting.client.study(known)
+            if study is not None and study.summary.status == "erased":
+                self.backlog.add(known)
+        return True
+
+    def _known(self) -> list[bytes]:
+        notes = [path.name for path in self._folder.iterdir() if len(path.name) == _ID_DIGITS]
+        return [*self._store.studies(), *map(bytes.fromhex, notes)]
+
+    def _destroy(self, study_id: bytes) -> bool:
+        """Return whether there is something to attest: it was held here, now or before a crash."""
+        note = self._note(study_id)
+        if not note.exists():
+            if not self._store.versions(study_id):
+                return False
+            note.touch(mode=0o600)
+        try:
+            self._store.erase(study_id)
+        except StudyUnknown:
+            log.info("nothing is left of an erased study study=%s", study_id.hex())
+        for request_id in list(self._received.requests()):
+            try:
+                delivery = self._received.get(request_id)
+            except InvalidRecord:
+                continue
+            if delivery is not None and delivery.study_id == study_id:
+                self._received.forget(request_id)
+        return True
+
+    def _note(self, study_id: bytes) -> Path:
+        return self._folder / study_id.hex()

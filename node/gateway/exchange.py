@@ -1,0 +1,225 @@
+"""The exchange half of the gateway: its parts are built, started in order, and supervised.
+
+key service   this hospital's encryption keys, and challenges to those of others
+custodian     wraps study keys to those whom this hospital granted access
+server        gives out ciphertext and wrapped keys, as long as the ledger permits
+requester     fetches what was granted to this hospital
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from node.exchange.store.errors import StoreError
+from node.exchange.store.store import StudyStore
+from node.exchange.transfer.errors import NotPermitted, TransferIncomplete
+from node.exchange.transfer.holders import Identity
+from node.exchange.transfer.limits import ClientLimits, ServerLimits
+from node.exchange.transfer.ports import Report, TransferEvent
+from node.exchange.transfer.server import ExchangeServer
+from node.exchange.transfer.state import Deliveries
+from node.gateway.acting import PASSING, Acting
+from node.gateway.backlog import Backlog
+from node.gateway.chunks import StoreChunks
+from node.gateway.custodian import Custodian, Manifests
+from node.gateway.directory import CHANGES, Directory, Place
+from node.gateway.erasures import Erasures
+from node.gateway.key_service import KeyService, Pace
+from node.gateway.ledger_events import LedgerEvents, id_in, word_in
+from node.gateway.permits import LedgerPermits
+from node.gateway.requester import (
+    NotAuthentic,
+    NotReady,
+    Received,
+    Requester,
+    Unreachable,
+)
+from node.gateway.shown import Shown
+from node.ledger.genesis import Genesis
+from node.ledger.queries.blocks import EventView
+from node.network.tls import TrustedContexts
+
+log = logging.getLogger(__name__)
+
+REFRESH_S = 60.0
+KEYS = "keys"
+DELIVERIES = "deliveries"
+_EVERYTHING = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExchangeSettings:
+    """What the config says of the exchange."""
+
+    folder: Path  # keys, deliveries, transfers and uses
+    host: str
+    port: int  # 0: the system chooses
+    places: tuple[Place, ...] = ()
+    fetch_at_once: bool = False  # fetch by itself what is delivered to this hospital
+    server: ServerLimits = field(default_factory=ServerLimits)
+    client: ClientLimits = field(default_factory=ClientLimits)
+    pace: Pace = field(default_factory=Pace)
+
+
+@dataclass(frozen=True, slots=True)
+class Belongings:
+    """What the exchange is given."""
+
+    acting: Acting
+    store: StudyStore
+    manifests: Manifests
+    identity: Identity  # by which other hospitals know this one
+    genesis: Genesis
+    passphrase: bytes = field(repr=False)  # of the encryption keys
+
+
+class Exchange:
+    """One hospital's exchange; it serves while `running` lasts."""
+
+    def __init__(
+        self,
+        given: Belongings,
+        settings: ExchangeSettings,
+        *,
+        report: Report | None = None,
+        on_received: Callable[[Received], None] = lambda received: None,
+        stretch: bool = True,
+    ) -> None:
+        """`report` gets what is to be audited of the server, in the event loop; `on_received` each
+        study that came by itself. Raises `OSError`, `CertificateRefused`."""
+        self._given, self._settings = given, settings
+        self._on_received = on_received
+        acting, folder = given.acting, settings.folder
+        self.events = LedgerEvents(acting.client)
+        self.directory = Directory(given.genesis, settings.places, acting.institution)
+        self.keys = KeyService(
+            acting, folder / KEYS, given.passphrase, pace=settings.pace, stretch=stretch
+        )
+        deliveries = Deliveries(folder / DELIVERIES)
+        self.custodian = Custodian(acting, given.store, given.manifests, deliveries)
+        self.requester = Requester(
+            acting,
+            given.store,
+            lambda: self.keys.keys,
+            self.directory,
+            given.identity,
+            folder,
+            limits=settings.client,
+        )
+        self.shown = Shown(acting, given.store)
+        self.erasures = Erasures(acting, given.store, self.requester.received, folder / "erasures")
+        identity = given.identity
+        self._contexts = TrustedContexts(identity.private_key, identity.certificate)
+        self._trusted: tuple[bytes, ...] = ()
+        self._permits = LedgerPermits(acting.client, self._refused)
+        self.server = ExchangeServer(
+            self._contexts,
+            self.directory.institution_of,
+            self._permits,
+            StoreChunks(given.store),
+            deliveries,
+            limits=settings.server,
+            report=report or _told,
+        )
+        self._fetching: Backlog[bytes] = Backlog("fetch", self._fetch, at_once=2)
+        self._stale = asyncio.Event()
+        self._attach()
+
+    @property
+    def port(self) -> int:
+        """Where the server listens."""
+        return self.server.port
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Serve while the context lasts; ends it when a part fails. Raises `KeyFileError`,
+        `OSError`, and what `Client` raises."""
+        await self.keys.open()
+        await self.refresh()
+        await self.server.start(self._settings.host, self._settings.port)
+        log.info("exchange listens port=%d", self.port)
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(work) for work in self._work()]
+                yield
+                for task in tasks:
+                    task.cancel()
+        finally:
+            await self.server.close()
+
+    async def refresh(self) -> None:
+        """Learn anew which hospitals there are. Raises what `Client` raises."""
+        await self.directory.refresh(self._given.acting)
+        gone = await asyncio.to_thread(self.directory.apply, self._contexts, self._trusted)
+        self._trusted = self.directory.keys
+        for key in gone:
+            self.server.drop(key)
+
+    def _attach(self) -> None:
+        self.keys.attach(self.events)
+        self.custodian.attach(self.events)
+        self._permits.attach(self.events)
+        self.shown.attach(self.events)
+        self.erasures.attach(self.events)
+        self.events.on(lambda _: self._stale.set(), *CHANGES)
+        self.events.on_start(self._stale.set)
+        if self._settings.fetch_at_once:
+            self.events.on(self._delivered, "access_delivered")
+            self.events.on_start(lambda: self._fetching.add(_EVERYTHING))
+
+    def _work(self) -> list[Coroutine[Any, Any, None]]:
+        backlogs = (
+            self.keys.backlog.run(),
+            self.custodian.backlog.run(),
+            self.erasures.backlog.run(),
+            self._fetching.run(),
+        )
+        return [self.events.run(), self.shown.run(), self._keep_fresh(), *backlogs]
+
+    async def _keep_fresh(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(REFRESH_S):
+                    await self._stale.wait()
+            except TimeoutError:
+                pass
+            self._stale.clear()
+            try:
+                await self.refresh()
+            except PASSING as error:
+                log.warning("who is who cannot be asked reason=%s", error)
+                self._stale.set()
+                await asyncio.sleep(1.0)
+
+    def _refused(self, request_id: bytes, code: str) -> None:
+        self.server.revoke(request_id, code)
+
+    def _delivered(self, view: EventView) -> None:
+        if word_in(view, 2) == self._given.acting.institution:
+            self._fetching.add(id_in(view))
+
+    async def _fetch(self, request_id: bytes) -> bool:
+        if request_id == _EVERYTHING:
+            for found in await self.requester.granted():
+                self._fetching.add(found)
+            return True
+        try:
+            received = await self.requester.fetch(request_id)
+        except (NotPermitted, NotAuthentic) as error:
+            log.error("a study was not taken request=%s: %s", request_id.hex(), error)
+            return True
+        except (TransferIncomplete, NotReady, Unreachable, StoreError) as error:
+            log.warning("a fetch waits request=%s: %s", request_id.hex(), error)
+            return False
+        self._on_received(received)
+        return True
+
+
+def _told(event: TransferEvent) -> None:
+    request = "" if event.request_id is None else event.request_id.hex()
+    fields = event.kind, event.institution, request, event.code
+    log.info("exchange %s institution=%s request=%s code=%s", *fields)

@@ -1,0 +1,115 @@
+"""Which of the stored studies may be shown: this hospital's own, and those that are granted now.
+
+What is stored stays stored when a grant ends; it is not shown any more. `may_show` answers from
+memory, at once and in any thread; events of the ledger and a look every half minute, for terms that
+end by height, keep it right. A study of which nothing is known yet is not shown.
+"""
+
+import asyncio
+import logging
+
+from node.exchange.store.store import StudyStore
+from node.gateway.acting import PASSING, Acting
+from node.gateway.ledger_events import LedgerEvents, id_in, word_in
+from node.ledger.contracts.access_record import RECEIVED
+from node.ledger.queries.access_views import RequestQuery
+from node.ledger.queries.blocks import EventView
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 30.0
+_PAUSE_S = 0.1  # many events at a time are one look
+_AT_ONCE = 16
+_OF_REQUESTS = ("access_received", "access_used", "access_revoked", "access_expired")
+_OF_ALL = (
+    "study_derived",
+    "consent_granted",
+    "consent_restricted",
+    "consent_withdrawn",
+    "consent_opted_out",
+    "consent_opted_in",
+    "consent_carried",
+    "study_accepted",
+    "study_retired",
+    "study_erased",
+    "governance_institution_suspended",
+    "governance_institution_resumed",
+)
+
+
+class Shown:
+    """What may be shown, as of the last look."""
+
+    def __init__(self, acting: Acting, store: StudyStore) -> None:
+        self._acting, self._store = acting, store
+        self._own: set[bytes] = set()
+        self._granted: frozenset[bytes] = frozenset()
+        self._stale = asyncio.Event()
+        self.looks = 0
+
+    def may_show(self, study_id: bytes) -> bool:
+        """Return whether the study (id, 16 bytes) is this hospital's, or granted to it now."""
+        return study_id in self._own or study_id in self._granted
+
+    def attach(self, events: LedgerEvents) -> None:
+        """Hear of what changes the answer."""
+        events.on(self._registered, "study_registered")
+        events.on(self._moved, "study_accepted", "study_erased")
+        events.on(self._of_request, *_OF_REQUESTS)
+        events.on(lambda _: self._stale.set(), *_OF_ALL)
+        events.on_start(self._stale.set)
+
+    async def run(self) -> None:
+        """Keep the answer right, for ever."""
+        while True:
+            try:
+                async with asyncio.timeout(LOOK_S):
+                    await self._stale.wait()
+            except TimeoutError:
+                pass
+            self._stale.clear()
+            try:
+                await self.look()
+            except PASSING as error:
+                # What cannot be asked is not permitted.
+                self._granted = frozenset()
+                self._stale.set()
+                log.warning("granted studies are not shown for now reason=%s", error)
+                await asyncio.sleep(1.0)
+            await asyncio.sleep(_PAUSE_S)
+
+    async def look(self) -> None:
+        """Ask the ledger about everything that is stored. Raises what `Client` raises."""
+        held = set(await asyncio.to_thread(list, self._store.studies()))
+        self._own &= held
+        turns = asyncio.Semaphore(_AT_ONCE)
+        found = await asyncio.gather(*(self._ask(each, turns) for each in held - self._own))
+        self._granted = frozenset(study_id for study_id in found if study_id is not None)
+        self.looks += 1
+
+    async def _ask(self, study_id: bytes, turns: asyncio.Semaphore) -> bytes | None:
+        """Return the study's id if it is granted to this hospital and was received."""
+        own = self._acting.institution
+        async with turns:
+            study = await self._acting.client.study(study_id)
+            if study is None or study.summary.status == "erased":
+                return None
+            if study.summary.custodian == own:
+                self._own.add(study_id)
+                return None
+            query = RequestQuery(institution=own, study_id=study_id)
+            async for request in self._acting.requests(query):
+                if request.permitted and request.recorded_state == RECEIVED:
+                    return study_id
+        return None
+
+    def _registered(self, view: EventView) -> None:
+        if word_in(view, 1) == self._acting.institution:
+            self._own.add(id_in(view))
+
+    def _moved(self, view: EventView) -> None:
+        self._own.discard(id_in(view))
+
+    def _of_request(self, view: EventView) -> None:
+        if word_in(view, 2) == self._acting.institution:
+            self._stale.set()

@@ -1,0 +1,39 @@
+"""What the DICOMweb server reports of each request, for whoever keeps the audit trail."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+
+class Action(Enum):
+    """What was tried."""
+
+    STORE = "store"
+    SEARCH = "search"
+    RETRIEVE = "retrieve"
+    NONE = "none"  # turned away before that was known
+
+
+@dataclass(frozen=True, slots=True)
+class WebAccess:
+    """One request and its outcome. The study's UID identifies: keep it out of logs."""
+
+    action: Action
+    status: int  # HTTP status; 0: broken off
+    code: str  # why it was refused, or ""
+    instances: int  # stored, or given
+    remote: str  # address of the client
+    study_uid: str = field(default="", repr=False)
+
+
+class Audit(Protocol):
+    """Where accesses are recorded; called on the event loop, so it must not wait."""
+
+    def record(self, access: WebAccess) -> None: ...
+
+
+class NoAudit:
+    """Records nothing."""
+
+    def record(self, access: WebAccess) -> None:
+        return None

@@ -1,0 +1,296 @@
+"""Delivery to a PACS: sent exactly, read back, compared, and taken up again after restarts."""
+
+import sqlite3
+from contextlib import closing
+from io import BytesIO
+
+import pydicom
+import pynetdicom
+import pytest
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from node.gateway.dataset_bytes import skip_meta
+from node.gateway.deliver import ATTEMPTS_MAX, Deliverer, UnknownStudy
+from node.gateway.deliveries import Deliveries, State
+from node.gateway.pacs import DimsePacs
+from node.gateway.ways import Unreachable
+from tests.gateway.pacs import Pacs
+from tests.gateway.web.folder import FolderHoldings
+from tests.imaging import dicom
+
+STUDY = "1.2.7"
+NATIVE = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
+
+
+def scrambled(data):
+    return bytes(byte ^ 0x5A for byte in data)
+
+
+def data_set(path):
+    stream = BytesIO(path.read_bytes())
+    skip_meta(stream)
+    return stream.read()
+
+
+@pytest.fixture(autouse=True)
+def buffered(monkeypatch):
+    monkeypatch.setattr(pynetdicom._config, "STORE_RECV_CHUNKED_DATASET", False)
+
+
+class Site:
+    """A hospital that delivers; `reopen` is a restart of its gateway."""
+
+    def __init__(self, folder, clock, paths, ways):
+        self.folder, self.clock, self.ways = folder, clock, ways
+        self.holdings, self.given = FolderHoldings(paths), []
+        self._deliveries = None
+        self.reopen()
+
+    def reopen(self):
+        if self._deliveries is not None:
+            self._deliveries.close()
+        self._deliveries = Deliveries(self.folder / "deliveries", scrambled, scrambled)
+        self.deliverer = Deliverer(
+            self._deliveries,
+            self.holdings,
+            {"main": self.ways},
+            self.folder / "work",
+            audit=self.given.append,
+            now_ms=self.clock,
+        )
+
+    def deliver(self):
+        number = self.deliverer.submit(STUDY, "main")
+        self.deliverer.run_once()
+        return self.deliverer.progress(number)
+
+    def again(self):
+        self.clock.pass_ms(3_600_000)
+        self.deliverer.run_once()
+        return self.deliverer.progress(1)
+
+
+@pytest.fixture
+def paths(tmp_path):
+    return [
+        dicom.minimal(tmp_path / f"{n}.dcm", f"1.2.7.1.{n}", STUDY, syntax=NATIVE[n % 2])
+        for n in range(8)
+    ]
+
+
+@pytest.fixture
+def make_pacs():
+    started = []
+
+    def make(**options):
+        pacs = Pacs(options.pop("syntaxes", NATIVE), **options)
+        pacs.start()
+        started.append(pacs)
+        return pacs
+
+    yield make
+    for pacs in started:
+        if pacs._server is not None:
+            pacs.stop()
+
+
+@pytest.fixture
+def site(tmp_path, clock, paths):
+    sites = []
+
+    def make(*ways):
+        sites.append(Site(tmp_path, clock, paths, ways))
+        return sites[-1]
+
+    yield make
+    for one in sites:
+        one._deliveries.close()
+
+
+def dimse(pacs):
+    return DimsePacs(pacs.peer, "RADLEDGER")
+
+
+def test_a_study_lands_with_its_very_bytes_and_is_verified(site, make_pacs, paths):
+    pacs = make_pacs()
+    here = site(dimse(pacs))
+    progress = here.deliver()
+    assert (progress.state, progress.verified, progress.reason) == (State.DONE, 8, "")
+    assert {data for _, data in pacs.kept.values()} == {data_set(path) for path in paths}
+    assert [(g.target, g.study_uid, g.instances, g.code) for g in here.given] == [
+        ("main", STUDY, 8, "")
+    ]
+    assert list((here.folder / "work").iterdir()) == []
+
+
+def test_after_the_pacs_restarts_only_what_is_missing_is_sent(site, make_pacs):
+    pacs = make_pacs()
+    pacs.stop_after = 3
+    here = site(dimse(pacs))
+    progress = here.deliver()
+    assert (progress.state, len(pacs.received)) == (State.WAITING, 3)
+    first = list(pacs.received)
+    pacs.stop()
+    assert here.again().state is State.WAITING  # nobody is there
+    pacs.stop_after = None
+    pacs.start()
+    here.reopen()
+    progress = here.again()
+    assert (progress.state, progress.verified) == (State.DONE, 8)
+    assert len(pacs.received) == 8
+    assert set(pacs.received[3:]).isdisjoint(first)
+
+
+def test_it_waits_longer_and_longer_and_gives_up_in_the_end(site, make_pacs, clock):
+    pacs = make_pacs()
+    here = site(dimse(pacs))
+    pacs.stop()
+    here.deliver()
+    delays = []
+    for _ in range(6):
+        due = here._deliveries.waiting()[0].due_ms
+        delays.append(due - clock())
+        clock.pass_ms(due - clock() - 1)
+        here.deliverer.run_once()
+        assert here._deliveries.waiting()[0].due_ms == due  # not before its time
+        clock.pass_ms(1)
+        here.deliverer.run_once()
+    assert delays == sorted(delays)
+    assert delays[-1] > 10 * delays[0]
+    here._deliveries._query("UPDATE delivery SET attempts = ?", (ATTEMPTS_MAX - 1,))
+    assert here.again().state is State.FAILED
+
+
+def test_another_copy_under_the_same_uid_is_found_out(site, make_pacs, paths):
+    pacs = make_pacs()
+    other = pydicom.dcmread(paths[3])
+    other.PixelData = bytes(len(other.PixelData))
+    pacs.kept["1.2.7.1.3"] = (other, b"")
+    progress = site(dimse(pacs)).deliver()
+    assert (progress.state, progress.altered, progress.verified) == (State.FAILED, 1, 7)
+    assert progress.reason.startswith("altered: altered: pixels")
+
+
+def test_changed_patient_data_is_no_alteration(site, make_pacs, paths):
+    pacs = make_pacs()
+    here = site(dimse(pacs))
+    coerced = pydicom.dcmread(paths[0])
+    coerced.PatientID = "L123"
+    pacs.kept["1.2.7.1.0"] = (coerced, b"")
+    assert here.deliver().state is State.DONE
+
+
+def test_what_the_pacs_lost_after_success_is_sent_again(site, make_pacs):
+    pacs = make_pacs()
+    forgets = {"1.2.7.1.5"}
+    keep = pacs._store
+
+    def store(event):
+        status = keep(event)
+        for uid in list(forgets):
+            if pacs.kept.pop(uid, None):
+                forgets.discard(uid)
+        return status
+
+    pacs._store = store
+    pacs.stop()
+    pacs.start()
+    here = site(dimse(pacs))
+    progress = here.deliver()
+    assert (progress.state, progress.verified) == (State.WAITING, 7)
+    assert here.again().state is State.DONE
+    assert pacs.received.count("1.2.7.1.5") == 2
+    assert len(pacs.received) == 9
+
+
+def test_a_pacs_that_gives_nothing_back_is_asked_what_it_lists(site, make_pacs):
+    here = site(dimse(make_pacs(gives_back=False)))
+    progress = here.deliver()
+    assert (progress.state, progress.found, progress.verified) == (State.DONE, 8, 0)
+
+
+def test_a_full_pacs_is_asked_again_later(site, make_pacs):
+    full = [0xA700]
+    pacs = make_pacs(refuses=lambda uid: full[0])
+    here = site(dimse(pacs))
+    progress = here.deliver()
+    assert (progress.state, progress.reason) == (State.WAITING, "the PACS has no room now")
+    full[0] = 0
+    assert here.again().state is State.DONE
+
+
+class Web:
+    """A second way that takes everything, and gives back from the first PACS's memory."""
+
+    def __init__(self, pacs):
+        self.pacs, self.taken = pacs, []
+
+    def send(self, instances, read, on_sent):
+        for instance in instances:
+            ds = pydicom.dcmread(BytesIO(b"".join(read(instance))))
+            self.pacs.kept[instance.sop_uid] = (ds, b"")
+            self.taken.append(instance.sop_uid)
+            on_sent(instance, "")
+
+    def fetch(self, instances, folder, on_fetched):
+        raise Unreachable("not now")
+
+    def lists(self, instances):
+        raise Unreachable("not now")
+
+
+def test_what_dimse_refuses_goes_by_the_next_way(site, make_pacs):
+    pacs = make_pacs(refuses=lambda uid: 0xC000 if uid.endswith(("2", "4")) else 0)
+    web = Web(pacs)
+    progress = site(dimse(pacs), web).deliver()
+    assert progress.state is State.DONE
+    assert sorted(web.taken) == ["1.2.7.1.2", "1.2.7.1.4"]
+
+
+def test_what_was_withdrawn_is_not_delivered(site, make_pacs):
+    pacs = make_pacs()
+    here = site(dimse(pacs))
+    here.holdings.withheld.add(STUDY)
+    progress = here.deliver()
+    assert (progress.state, progress.reason, pacs.received) == (State.FAILED, "withheld", [])
+    assert [given.code for given in here.given] == ["withheld"]
+
+
+def test_an_instance_that_the_pacs_falls_over_does_not_hold_up_the_others(site, make_pacs):
+    pacs = make_pacs()
+    take = pacs._store
+
+    def store(event):
+        if event.request.AffectedSOPInstanceUID == "1.2.7.1.2":
+            event.assoc.abort()
+            return 0x0110
+        return take(event)
+
+    pacs._store = store
+    pacs.stop()
+    pacs.start()
+    here = site(dimse(pacs))
+    assert here.deliver().state is State.WAITING
+    progress = here.again()
+    assert (progress.state, progress.sent + progress.verified) == (State.WAITING, 7)
+
+
+def test_unknown_studies_and_targets_are_refused_and_equal_deliveries_are_one(site, make_pacs):
+    here = site(dimse(make_pacs()))
+    with pytest.raises(UnknownStudy):
+        here.deliverer.submit("1.2.999", "main")
+    with pytest.raises(UnknownStudy):
+        here.deliverer.submit(STUDY, "other")
+    assert here.deliverer.submit(STUDY, "main") == here.deliverer.submit(STUDY, "main")
+
+
+def test_the_state_on_disk_names_nobody(site, make_pacs, tmp_path):
+    here = site(dimse(make_pacs()))
+    here.deliver()
+    here._deliveries.close()
+    with closing(sqlite3.connect(tmp_path / "deliveries")) as file:
+        file.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    content = b"".join(path.read_bytes() for path in tmp_path.glob("deliveries*"))
+    assert b"1.2.7" not in content
+    assert (tmp_path / "deliveries").stat().st_mode & 0o077 == 0
+    here.reopen()
