@@ -115,7 +115,7 @@ def migrate(
     """Copy the store's blobs to another place; the old ones stay.
 
     It goes on where an earlier call stood. Let it run once with the gateway at work, and once more
-    with the gateway stopped; then change [store] in the config and start the gateway.
+    with the gateway stopped; then change the table "store" of the config and start the gateway.
     """
     with _opened(config_file, as_json) as (store, _):
         with _bar("copying", quiet or as_json) as progress:

@@ -132,7 +132,6 @@ class Deliverer:
         if attempt.lacks_some:
             return self._end(delivery, State.FAILED, "withheld")
         try:
-            attempt.verify(ways)  # a crash may have come between sending and marking
             attempt.send(ways)
             attempt.verify(ways)
         except Withheld:

@@ -53,7 +53,7 @@ def test_shells_complete_commands():
         "from node.cli.main import app; app(prog_name='radledger')",
         env=asking | {"_RADLEDGER_COMPLETE": "complete_bash"},
     )
-    assert done.stdout.split() == ["start", "status", "study"]
+    assert done.stdout.split() == ["start", "status", "study", "store"]
 
 
 def test_a_node_does_not_carry_what_only_other_commands_need():

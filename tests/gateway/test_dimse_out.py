@@ -341,10 +341,18 @@ async def test_a_study_withheld_meanwhile_is_not_given_out(tmp_path, buffered):
     assert (access.code, access.instances) == ("failed", 0)
 
 
-@pytest.mark.parametrize("level", ["STUDY", "SERIES", "IMAGE"])
-async def test_a_retrieval_must_name_what_it_wants(tmp_path, buffered, level):
+@pytest.mark.parametrize(
+    "asked",
+    [
+        identifier("STUDY"),
+        identifier("STUDY", PatientName="*"),
+        identifier("STUDY", PatientID="98890234"),
+        identifier("SERIES", StudyInstanceUID=pydicom.dcmread(CT[0]).StudyInstanceUID),
+        identifier("IMAGE", StudyInstanceUID=pydicom.dcmread(CT[0]).StudyInstanceUID),
+    ],
+)
+async def test_a_retrieval_must_name_what_it_wants(tmp_path, buffered, asked):
     async with opened(tmp_path / "spool", CT) as site:
-        asked = identifier(level, PatientName="*")
         answers = await in_thread(get, site.port, asked, kinds_of(CT[:1]), Receiver())
         (access,) = await site.audited()
     assert (answers[-1][0].Status, access.code) == (0xA900, "invalid")
