@@ -180,6 +180,7 @@ async def test_a_use_counts_once_whenever_its_process_dies(tmp_path, monkeypatch
         alpha, beta = all_.alpha, all_.beta
         async with alpha.serving(), beta.serving() as exchange:
             await exchange.requester.fetch(request_id, wait_s=30)
+            await confirmed(alpha)  # from here on nobody else sends anything
             dies = dies_before if when == "before it is sent" else dies_after
             dies(monkeypatch, Client, "submit")
             with pytest.raises(Killed):
