@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from node.testnet.processes import ProcessTestnet
-from tests.bench import growth, sharing
+from tests.bench import growth, sharing, store, transfer
 from tests.bench.audit import check
 from tests.bench.limit import verifications_per_second
 from tests.bench.load import Load, registration
@@ -44,6 +44,10 @@ def main() -> int:
     sizes = [1_000, 10_000] if options.quick else [1_000, 100_000, 1_000_000]
     _say(f"cost of one more transaction at {', '.join(f'{s:,}' for s in sizes)} studies")
     report["growth"] = growth.measure(sizes)
+    if not options.quick:
+        _say("the encrypted store, and transfer between two nodes")
+        report["store"] = store.measure(quick=True)
+        report["transfer"] = transfer.measure(512, 3)
     REPORT.parent.mkdir(exist_ok=True)
     REPORT.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     _show(report)
@@ -52,7 +56,7 @@ def main() -> int:
 
 async def _run(*, quick: bool) -> dict[str, Any]:
     _say("the machine's limit: Ed25519 verifications with all cores")
-    limit_before = verifications_per_second(1.5 if quick else 3.0)
+    limit_before = verifications_per_second(1.0 if quick else 3.0)
     report: dict[str, Any] = {
         "machine": {
             "cores": os.cpu_count(),
@@ -75,7 +79,7 @@ async def _run(*, quick: bool) -> dict[str, Any]:
         finally:
             await net.stop()
     _say("the machine's limit once more")
-    limit = (limit_before + verifications_per_second(1.5 if quick else 3.0)) / 2
+    limit = (limit_before + verifications_per_second(1.0 if quick else 3.0)) / 2
     report["verifications_per_s"] = round(limit)
     report["signature_limit_tx_per_s"] = round(limit / VALIDATORS, 1)
     report["share_of_limit"] = round(report["sustained"]["tx_per_s"] * VALIDATORS / limit, 3)
@@ -96,7 +100,7 @@ async def _measure(report: dict[str, Any], net: ProcessTestnet, load: Load, *, q
         _say(f"closed loop: {clients} clients")
         disk = [folder_bytes(node.config.data_dir) for node in nodes]
         cpu, began = cpu_seconds(nodes), time.process_time()
-        phase = await load.closed_loop(clients, 5.0 if quick else 20.0, warm_up_s=0.5)
+        phase = await load.closed_loop(clients, 3.5 if quick else 20.0, warm_up_s=0.5)
         acknowledged += phase.ids
         count = len(phase.ids)
         summary = phase.summary() | {
@@ -120,7 +124,7 @@ async def _measure(report: dict[str, Any], net: ProcessTestnet, load: Load, *, q
     report["sustained"] = best
     _say(f"multi-operation transactions: {OPERATIONS} registrations each")
     many = await load.closed_loop(
-        8, 3.0 if quick else 10.0, lambda: [registration() for _ in range(OPERATIONS)]
+        8, 2.0 if quick else 10.0, lambda: [registration() for _ in range(OPERATIONS)]
     )
     acknowledged += many.ids
     report["multi_operation"] = many.summary() | {
@@ -129,7 +133,7 @@ async def _measure(report: dict[str, Any], net: ProcessTestnet, load: Load, *, q
     }
     _say("access requests with policy evaluation, beside registrations")
     report["sharing"] = await sharing.measure(
-        load, [node.name for node in nodes], 6.0 if quick else 20.0
+        load, [node.name for node in nodes], 3.0 if quick else 20.0
     )
     report["memory_mib_per_node"] = [round(mib, 1) for mib in resident_mib(nodes)]
     _say("audit: nothing lost, nothing doubled")
@@ -174,7 +178,7 @@ async def _profile(net: ProcessTestnet, load: Load) -> list[dict[str, Any]]:
     await node.start(environment=environment)
     client = load.clients[VALIDATORS - 1] = node.client()
     await client.__aenter__()
-    await load.closed_loop(64, 4.0)
+    await load.closed_loop(64, 2.5)
     await node.stop()
     with stats.open("rb"), contextlib.redirect_stdout(None):
         profile = pstats.Stats(str(stats))
@@ -238,6 +242,11 @@ def _show(report: dict[str, Any]) -> None:
         )
         for row in report["growth"]
     ]
+    if "store" in report:
+        lines += [
+            ("store, compression off", f"{report['store']['off']['ratio']} of the reference"),
+            ("transfer, durable", f"{report['transfer']['durable_share']} of a plain download"),
+        ]
     for name, value in lines:
         console.print(f"[bold]{name:>26}[/bold]  {value}", highlight=False)
     console.print("[bold]the loop's time, profiled[/bold]")

@@ -8,7 +8,7 @@ from node.ledger.queries import Queries, StudyPage, StudyQuery, search
 from storage.chain import ChainStore
 from storage.kv import KeyValueStore
 
-QUESTIONS = 1_000
+QUESTIONS = 500
 PAGE = 50
 MODALITIES = ("CT", "MR", "US", "CR", "DX", "MG", "PT", "XA", "OPT")
 REGIONS = ("head", "chest", "abdomen", "breast", "spine", "lower_limb", "unknown")
