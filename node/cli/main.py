@@ -33,6 +33,7 @@ COMMANDS = {
     "proof": "node.cli.proof:app",
     "store": "node.cli.store:app",
     "gateway": "node.cli.gateway:app",
+    "exchange": "node.cli.exchange:app",
     "testnet": "node.cli.testnet:app",
     "demo": "node.cli.demo.command:demo",
 }

@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from node.cli import custody
+from node.cli import custody, fetch
 from node.cli.arguments import (
     DEFAULT_CONFIG,
     ConfigFile,
@@ -321,3 +321,4 @@ def _size(bucket: int) -> str:
 
 
 app.add_typer(custody.app)
+app.add_typer(fetch.app)
