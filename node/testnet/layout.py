@@ -1,5 +1,6 @@
 """The files of a whole consortium in one folder: a genesis, and keys and config for every node."""
 
+import os
 import random
 import secrets
 import socket
@@ -25,6 +26,7 @@ from node.provision import (
 
 LOOPBACK = "127.0.0.1"
 PORTS = range(20_000, 32_000)
+_SHARES = 64
 NAMES = ("north", "south", "east", "west", "hill", "lake", "river", "coast", "forest", "valley")
 
 
@@ -153,7 +155,11 @@ def free_ports(count: int) -> Iterator[int]:
     """
     with ExitStack() as held:
         found: list[int] = []
-        for port in random.sample(PORTS, len(PORTS)):
+        # A network starts some time after its ports were found: programs that make networks at the
+        # same time, as tests do, each look among their own first.
+        own = PORTS[os.getpid() % _SHARES :: _SHARES]
+        others = sorted(set(PORTS) - set(own))
+        for port in (*random.sample(own, len(own)), *random.sample(others, len(others))):
             candidate = held.enter_context(socket.socket())
             candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with suppress(OSError):

@@ -33,6 +33,8 @@ from node.testnet.testnet import Testnet
 from tests.imaging import dicom
 
 PATIENCE_S = 30.0
+# A loopback address of this process alone: exchanges start late, and nobody takes their ports.
+HOST = f"127.77.{os.getpid() // 250 % 250}.{os.getpid() % 250 + 1}"
 CONSENSUS = ConsensusConfig(view_timeout_ms=1_500, resend_interval_ms=300)
 PACE = Pace(step_s=0.05, patience_s=1.0)
 CLIENT = ClientLimits(
@@ -91,7 +93,7 @@ class Hospital:
         server = ServerLimits(**changes.pop("server", {}))
         settings = ExchangeSettings(
             folder=self.folder / "exchange",
-            host="127.0.0.1",
+            host=HOST,
             port=self.port,
             places=self.places,
             server=server,
@@ -125,6 +127,7 @@ class Hospital:
     async def submit(self, name, *arguments):
         done = await self.net.submit(self.index, [Operation(name, arguments)])
         assert done.code == "ok", (name, done)
+        await self.net.wait_height(done.height)  # at the others, too
         return done
 
     async def request(self, request_id):
@@ -183,7 +186,7 @@ class World:
     def __init__(self, net, folder):
         ports = list(free_ports(len(net.layout.configs)))
         places = [
-            Place(config.institution, "127.0.0.1", port)
+            Place(config.institution, HOST, port)
             for config, port in zip(net.layout.configs, ports, strict=True)
         ]
         self.net = net
