@@ -8,6 +8,7 @@ table is found when the block is read: every read verifies checksums and raises 
 """
 
 import functools
+import itertools
 import os
 import shutil
 import time
@@ -27,6 +28,8 @@ WRITE_BUFFER_BYTES = 32 * 1024 * 1024  # at most two are in memory; also what an
 TABLE_BYTES = 8 * 1024 * 1024
 OPEN_FILES_MAX = 500  # half of the usual limit of a process, the rest is for connections
 BLOOM_BITS_PER_KEY = 10
+
+_ROWS_FIRST, _ROWS_AT_ONCE = 8, 64  # that a scan takes from LevelDB in one call
 
 # What LevelDB calls a file that is gone, one that is too short, and a CURRENT that is gone.
 _DAMAGE = ("No such file", "Invalid argument", "does not exist")
@@ -85,8 +88,7 @@ class LevelDbStore:
         """Return what a function of plyvel returns, its errors translated."""
         self._calls.append(None)
         try:
-            if self._is_closed:
-                raise ValueError("the database is closed")
+            self._check_open()
             return function(*args, **kwargs)
         except plyvel.Error as error:
             raise _translated(error, self._folder.path, self._folder.database) from error
@@ -104,11 +106,19 @@ class LevelDbStore:
 
     def _pull(self, rows: Any) -> Iterator[tuple[bytes, bytes]]:
         try:
-            while (row := self.call(next, rows, None)) is not None:
-                yield row
+            count = _ROWS_FIRST
+            while batch := self.call(_take, rows, count):
+                for row in batch:
+                    self._check_open()
+                    yield row
+                count = _ROWS_AT_ONCE
         finally:
             # Not through `call`: a scan that is dropped after `close` must not raise.
             rows.close()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ValueError("the database is closed")
 
     def _write(self, batch: WriteBatch, sync: bool) -> None:
         rows = self._database.write_batch(sync=sync)
@@ -191,6 +201,10 @@ def open_leveldb(
     except BaseException:
         folder.release()
         raise
+
+
+def _take(rows: Any, count: int) -> list[tuple[bytes, bytes]]:
+    return list(itertools.islice(rows, count))
 
 
 def _create(folder: DatabaseFolder) -> None:

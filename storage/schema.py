@@ -160,13 +160,8 @@ def _escape(part: bytes) -> bytes:
 def _unescape(part: bytes) -> bytes:
     if b"\x01" not in part:
         return part
-    plain = bytearray()
-    rest = iter(part)
-    for byte in rest:
-        if byte == 1:
-            follower = next(rest, 0)
-            if follower not in (1, 2):
-                raise ValueError("a part holds an escape that does not exist")
-            byte = follower - 1
-        plain.append(byte)
-    return bytes(plain)
+    # Left to right, so that a pair is never cut: what is 1 afterwards must begin an escaped 1.
+    plain = part.replace(_ESCAPED_ZERO, b"\x00")
+    if plain.count(b"\x01") != plain.count(_ESCAPED_ONE):
+        raise ValueError("a part holds an escape that does not exist")
+    return plain.replace(_ESCAPED_ONE, b"\x01")
