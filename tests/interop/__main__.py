@@ -1,7 +1,8 @@
 """`make interop`: the gateway against other makers' tools, in a network of loopback alone.
 
 Every module `check_*.py` beside this one has NAME, PACKAGES (Debian's, each with a command that
-shows whether it is there) and `run(work)`, which returns lines to print and raises AssertionError.
+shows whether it is there) and `run(work)`, which returns lines to print and raises AssertionError;
+`prepare()`, if there is one, fetches what Debian does not have, and raises AssertionError too.
 What is missing is installed where we may (`apt-get install`, as root); else it is said, and the
 exit status is 2. Only checks that were named as arguments run, if any were.
 
@@ -40,6 +41,12 @@ def main(arguments: list[str]) -> int:
         packages = " ".join(sorted(missing))
         print(f"interop: missing {packages}; as root:", file=sys.stderr)
         print(f"  apt-get install --no-install-recommends {packages}", file=sys.stderr)
+        return 2
+    try:
+        for check in checks:
+            getattr(check, "prepare", lambda: None)()
+    except AssertionError as error:
+        print(f"interop: {error}", file=sys.stderr)
         return 2
     return in_own_network(arguments)
 

@@ -34,7 +34,9 @@ FRAME_TYPES = {_PREFIX + tail: kind for tail, kind in _COMPRESSED.items()}
 _HEADER_CHARACTERS_MAX = 4_096
 _TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # noqa: S105 - a token of RFC 9110
 _TYPE = re.compile(rf"({_TOKEN}/{_TOKEN}|\*)\s*")
-_PARAMETER = re.compile(rf'\s*;\s*(?:({_TOKEN})\s*=\s*({_TOKEN}|"(?:[^"\\]|\\.)*"))?\s*')
+# Viewers write type=application/dicom without the quotation marks that its "/" would need.
+_VALUE = rf'{_TOKEN}(?:/{_TOKEN})?|"(?:[^"\\]|\\.)*"'
+_PARAMETER = re.compile(rf"\s*;\s*(?:({_TOKEN})\s*=\s*({_VALUE}))?\s*")
 
 
 class MediaType(NamedTuple):

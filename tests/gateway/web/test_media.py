@@ -42,6 +42,7 @@ def test_parameters_plain_and_quoted():
         ("", [Form(EXPLICIT, True)]),
         ('multipart/related; type="application/dicom"', [Form(EXPLICIT, True)]),
         ('multipart/related; type="application/dicom"; transfer-syntax=*', [Form("*", True)]),
+        ("multipart/related; type=application/dicom; transfer-syntax=*", [Form("*", True)]),
         ("application/dicom; transfer-syntax=1.2.840.10008.1.2.5",
          [Form("1.2.840.10008.1.2.5", False)]),
         ("application/dicom; transfer-syntax=1.2.3, */*",
