@@ -23,14 +23,14 @@ from node.config import DicomPeer, GatewayConfig, StoreConfig
 from node.exchange.store.errors import StoreError
 from node.exchange.store.opening import open_store
 from node.exchange.store.store import StudyStore
-from node.gateway.acting import Acting
 from node.gateway.closing import closes_at
-from node.gateway.daemon import Gateway, GatewayRefused, Parts, quota_of, rules_of
+from node.gateway.daemon import GatewayRefused, quota_of, rules_of
+from node.gateway.delivering import dimse_context, web_way
 from node.gateway.echo import echo
-from node.gateway.exchange import Exchange
-from node.gateway.exchange_opening import belongings_of, settings_of
 from node.gateway.index import Event, SpoolError
+from node.gateway.site import Opened, running
 from node.gateway.spool import Spool
+from node.keys import KeyFileError
 
 log = logging.getLogger(__name__)
 
@@ -56,13 +56,13 @@ def start(
     """Run the gateway beside the node until SIGTERM or SIGINT. Logs go to standard error."""
     with explained(), _told():
         desk = Desk.open(config_file)
-        config = _gateway(desk)
+        _gateway(desk)
         logging.basicConfig(
             stream=sys.stderr,
             level=desk.config.log.level.upper(),
             format="%(asctime)s %(levelname)s %(name)s %(message)s",
         )
-        uvloop.run(_serve(desk, config, announce=announce))
+        uvloop.run(_serve(desk, announce=announce))
 
 
 @app.command()
@@ -174,7 +174,7 @@ def discard(
             say("It is removed.")
 
 
-async def _serve(desk: Desk, config: GatewayConfig, *, announce: bool) -> None:
+async def _serve(desk: Desk, *, announce: bool) -> None:
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -185,35 +185,13 @@ async def _serve(desk: Desk, config: GatewayConfig, *, announce: bool) -> None:
         desk.client() as client,
         opened(desk) as (vault, signer),
     ):
-        parts = Parts(config, client, vault, signer, store)
-        gateway = await asyncio.to_thread(Gateway, parts, log_level=level)
-        async with gateway.running(), _exchange(desk, parts, gateway):
+        given = Opened(client, vault, signer, store, desk.genesis())
+        async with running(desk.config, given, log_level=level) as gateway:
             if announce:
                 line = {"event": "listening", "port": gateway.front.port, "pid": os.getpid()}
                 print(json.dumps(line), flush=True)
             await ended.wait()
     log.info("gateway stopped")
-
-
-@asynccontextmanager
-async def _exchange(desk: Desk, parts: Parts, gateway: Gateway) -> AsyncIterator[None]:
-    """Give granted studies to other institutions and fetch theirs, where the config says so."""
-    config = desk.config.exchange
-    if config is None:
-        yield
-        return
-    acting = Acting(parts.client, parts.signer)
-    given = await asyncio.to_thread(
-        belongings_of, desk.config, acting, parts.store, parts.vault, desk.genesis()
-    )
-    exchange = Exchange(
-        given,
-        settings_of(config),
-        on_received=lambda received: gateway.list_study(received.study_id),
-    )
-    async with exchange.running():
-        log.info("exchange listens port=%d", exchange.port)
-        yield
 
 
 @asynccontextmanager
@@ -286,10 +264,18 @@ def _try_store(config: StoreConfig | None) -> str:
 
 
 def _try_peer(config: GatewayConfig, peer: DicomPeer) -> str:
-    """Send a C-ECHO to a peer that has an address; with TLS there is nothing to try in clear."""
-    if peer.host is None or peer.port is None or config.tls_certificate_file is not None:
-        return ""
-    return echo(config.ae_title, peer.ae_title, peer.host, peer.port)
+    """Send a C-ECHO to a peer that has an address, and a search to its DICOMweb."""
+    try:
+        if peer.host is not None and peer.port is not None:
+            tls = dimse_context(config, peer)
+            finding = echo(config.ae_title, peer.ae_title, peer.host, peer.port, tls)
+            if finding:
+                return finding
+        if peer.web_url is not None:
+            return web_way(config, peer).answers()
+    except (OSError, ValueError, KeyFileError) as error:
+        return str(error)
+    return ""
 
 
 def _show_events(events: list[Event]) -> None:

@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from node.cli import custody, fetch
+from node.cli import custody, deliver, fetch, find
 from node.cli.arguments import (
     DEFAULT_CONFIG,
     ConfigFile,
@@ -321,4 +321,6 @@ def _size(bucket: int) -> str:
 
 
 app.add_typer(custody.app)
+app.add_typer(find.app)
 app.add_typer(fetch.app)
+app.add_typer(deliver.app)

@@ -131,9 +131,20 @@ def _dicom_peers(gateway: Mapping[str, Any], *, has_tls: bool) -> Found:
             titles.add(title)
         if ("host" in peer) != ("port" in peer):
             yield (*place, "host" if "host" in peer else "port"), "host and port come together"
+        yield from _delivery(peer, place)
         trusted = "certificate_file" in peer or "tls_trust_file" in gateway
         if has_tls and not trusted:
             yield place, "with TLS it needs certificate_file here, or gateway.tls_trust_file"
+
+
+def _delivery(peer: Mapping[str, Any], place: KeyPath) -> Found:
+    url = peer.get("web_url")
+    if isinstance(url, str) and not url.startswith(("http://", "https://")):
+        yield (*place, "web_url"), f'"{url}" is not the URL of a DICOMweb server'
+    if "web_authorization_file" in peer and "web_url" not in peer:
+        yield (*place, "web_authorization_file"), "needs web_url"
+    if peer.get("takes_fetched") is True and "host" not in peer and "web_url" not in peer:
+        yield (*place, "takes_fetched"), "needs host and port, or web_url, to deliver to"
 
 
 _STORE_KEYS = (

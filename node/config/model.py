@@ -134,6 +134,9 @@ class DicomPeer:
     host: Host | None = None  # to deliver to it, or to answer its storage commitment requests
     port: Port | None = None
     certificate_file: ResolvedPath | None = None  # PEM; with TLS, the one that it must present
+    web_url: str | None = None  # of its DICOMweb, as "https://pacs.hospital.example/dicom-web"
+    web_authorization_file: ResolvedPath | None = None  # the header's value, as "Basic dXNlcjo..."
+    takes_fetched: Flag = False  # what comes from other hospitals is delivered to it by itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,6 +242,43 @@ class ExchangePeer:
     card_file: ResolvedPath | None = None  # its institution.json, if it joined after the genesis
 
 
+# Letters only: what has digits or spaces in it is never read out of a description.
+SearchWord: TypeAlias = Annotated[str, StringConstraints(strict=True, pattern=r"^[^\W\d_]{2,32}$")]
+SearchField: TypeAlias = Literal[
+    "modality",
+    "region",
+    "year",
+    "month",
+    "age",
+    "sex",
+    "body_part",
+    "word",
+    "manufacturer",
+    "model",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchConfig:
+    """What other institutions may find and count here, of studies that policy would grant them."""
+
+    answers: Flag = True
+    # All that may be asked about and told; the first two are on the chain anyway.
+    fields: Annotated[tuple[SearchField, ...], Field(max_length=10)] = (
+        "modality",
+        "region",
+        "year",
+    )
+    words: Annotated[tuple[SearchWord, ...], Field(max_length=1_000)] = ()  # besides the built-in
+    include_askable: Flag = False  # tell of studies, too, about which a person would decide
+    counts: Flag = True  # answer how many there are
+    count_min: Annotated[int, Field(strict=True, ge=2, le=1_000)] = 5  # patients; fewer are hidden
+    results_max: Annotated[int, Field(strict=True, ge=1, le=1_000)] = 200  # in one answer
+    examined_max: Count = 5_000  # studies tried against policy for one question
+    answer_timeout_ms: Milliseconds = 8_000
+    questions_per_minute: Annotated[int, Field(strict=True, ge=1, le=6_000)] = 60  # each
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExchangeConfig:
     """Giving granted studies to other institutions, and fetching theirs, over mutual TLS 1.3."""
@@ -250,6 +290,7 @@ class ExchangeConfig:
     parallel: Annotated[int, Field(strict=True, ge=1, le=32)] = 4
     rate_bytes_per_second: BufferBytes | None = None  # to all peers together
     fetch_at_once: Flag = False  # fetch by itself what was granted and delivered to us
+    search: SearchConfig = field(default_factory=SearchConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

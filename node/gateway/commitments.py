@@ -11,13 +11,8 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from ssl import (
-    CERT_REQUIRED,
-    PROTOCOL_TLS_CLIENT,
-    VERIFY_X509_PARTIAL_CHAIN,
-    SSLContext,
-    TLSVersion,
-)
+from pathlib import Path
+from ssl import SSLContext
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -29,6 +24,7 @@ from pynetdicom.dimse_messages import N_ACTION_RSP
 from node.gateway.closing import retry_after
 from node.gateway.index import Promise, SpoolError
 from node.gateway.spool import Spool
+from node.gateway.tls import client_context
 
 log = logging.getLogger(__name__)
 
@@ -212,15 +208,8 @@ class Commitments:
 
     def context(self, peer: Peer) -> SSLContext:
         """Return what a connection that we open to `peer` is secured with."""
-        context = SSLContext(PROTOCOL_TLS_CLIENT)
-        context.minimum_version = TLSVersion.TLSv1_2
-        context.check_hostname = False  # devices are known by their certificates
-        context.verify_mode = CERT_REQUIRED
-        context.verify_flags |= VERIFY_X509_PARTIAL_CHAIN
-        context.load_verify_locations(cadata=peer.trust or "")
-        certificate, key = self._files
-        context.load_cert_chain(certificate or "", key)
-        return context
+        certificate, key = (None if name is None else Path(name) for name in self._files)
+        return client_context(peer.trust or "", certificate, key)
 
 
 def _read(information: Dataset) -> tuple[str, list[tuple[str, str]]]:

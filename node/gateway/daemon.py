@@ -8,26 +8,32 @@ import asyncio
 import hashlib
 import logging
 import ssl
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from node.config.model import DicomPeer, GatewayConfig
+from node.exchange.federation.ports import FederationEvent
 from node.exchange.store.errors import StoreError
 from node.exchange.store.store import StudyStore
 from node.gateway.closing import Rules
 from node.gateway.commitments import Peer
-from node.gateway.front import Front, FrontRules, server_context
+from node.gateway.deliver import Given
+from node.gateway.deliveries import DeliveriesUnusable
+from node.gateway.delivering import WayUnusable, deliverer, open_deliveries, ways_of
+from node.gateway.front import Front, FrontRules
 from node.gateway.holdings import StoreHoldings
 from node.gateway.index import SpoolError
+from node.gateway.inquiries import kept_line
 from node.gateway.intake import Intake
 from node.gateway.keeping import Keeper
 from node.gateway.link import DimseAccess, Lender
 from node.gateway.receiver import Receiving
 from node.gateway.scp import Settings
 from node.gateway.spool import Quota, Spool
+from node.gateway.tls import server_context
 from node.gateway.watch import Watch
 from node.gateway.web.server import WebServer
 from node.imaging.errors import VaultError
@@ -66,6 +72,10 @@ class Parts:
     vault: Vault
     signer: Signer
     store: StudyStore
+    # Whether a study (id, 16 bytes) is this hospital's own or granted to it now.
+    may_show: Callable[[bytes], bool] = lambda _: True
+    # Told of each study (id) of which a version came into the store, in the event loop.
+    on_kept: Callable[[bytes], None] = lambda _: None
 
 
 class Gateway:
@@ -79,10 +89,15 @@ class Gateway:
         try:
             self.spool = Spool(config.spool_dir, quota_of(config), rules)
             tls, pins, trusts = _trust(config)
-        except SpoolError as error:
+            ways = ways_of(config)
+            self._deliveries = open_deliveries(self.spool)
+        except (SpoolError, WayUnusable, DeliveriesUnusable) as error:
             raise GatewayRefused(str(error)) from error
         settings = _settings(config, trusts, log_level)
-        self.holdings = StoreHoldings(parts.store)
+        self.holdings = StoreHoldings(parts.store, parts.may_show)
+        self.deliverer = deliverer(
+            self._deliveries, self.spool, self.holdings, ways, self._delivered
+        )
         lender = Lender(self.holdings, self._given_out)
         self.receiving = Receiving(settings, self._report, lender)
         known = {peer.ae_title: pins.get(peer.ae_title) for peer in config.peers}
@@ -94,7 +109,7 @@ class Gateway:
             self._register,
             keeper,
             PASSING,
-            on_kept=lambda kept: self.list_study(kept.study_id),
+            on_kept=lambda kept: self._kept(kept.study_id),
         )
         self.web: WebServer | None = None
         try:
@@ -120,6 +135,7 @@ class Gateway:
                 await self.web.stop()
             await self.front.stop()
             await self.receiving.stop()
+            self._deliveries.close()
             self.spool.close()
 
     async def _open_door(self) -> None:
@@ -142,7 +158,7 @@ class Gateway:
         log.info("gateway listens port=%d ae_title=%s", self.front.port, config.ae_title)
 
     def _work(self) -> list[Coroutine[Any, Any, None]]:
-        work = [self.intake.run()]
+        work = [self.intake.run(), self.deliverer.run()]
         if self._config.watch_dir is not None:
             watch = Watch(self._config.watch_dir, self.spool)
             work.append(watch.run())
@@ -152,6 +168,10 @@ class Gateway:
         parts = self._parts
         return await register(paths, parts.client, parts.vault, parts.signer)
 
+    def _kept(self, study_id: bytes) -> None:
+        self.list_study(study_id)
+        self._parts.on_kept(study_id)
+
     def list_study(self, study_id: bytes) -> None:
         """Let searches find a study that came into the store.
 
@@ -160,6 +180,29 @@ class Gateway:
         loop = asyncio.get_running_loop()
         future = loop.run_in_executor(None, self.holdings.add, study_id)
         future.add_done_callback(_tell_failure)
+
+    def shown_study(self, study_id: bytes) -> str | None:
+        """List a study that came; return its UID, None if it may not be shown. Waits for disks."""
+        uid = self.holdings.add(study_id)
+        return uid if self._parts.may_show(study_id) else None
+
+    def forget(self, study_id: bytes) -> None:
+        """Let go of a study that is erased: it is not listed, and neither the spool nor the vault
+        have anything of it. Waits for the disk."""
+        uid = self.holdings.remove(study_id)
+        self._parts.vault.delete_study(study_id)
+        if uid is not None:
+            self.spool.forget(uid)
+        self.spool.foreign.forget(study_id)
+
+    def inquired(self, event: FederationEvent) -> None:
+        """Keep a question between hospitals as an event. Called in the event loop."""
+        self._report(*kept_line(event))
+
+    def _delivered(self, given: Given) -> None:
+        """Keep what was delivered as an event. Called in threads."""
+        code = given.code or f"delivered {given.instances}"
+        self.spool.note("delivered", given.target, code)
 
     def _given_out(self, access: DimseAccess) -> None:
         """Keep a retrieval, or a query that was refused, as an event. Called in threads."""
@@ -263,6 +306,6 @@ def _digest(path: Path, text: str) -> bytes:
         raise GatewayRefused(f"{path} holds no single PEM certificate") from error
 
 
-def _tell_failure(future: asyncio.Future[None]) -> None:
+def _tell_failure(future: asyncio.Future[Any]) -> None:
     if not future.cancelled() and (error := future.exception()) is not None:
         log.error("work in the background failed: %s", error)

@@ -91,6 +91,14 @@ class Deliverer:
         uids = [instance.sop_uid for instance in study.instances]
         return self._deliveries.add(target, study_uid, uids, self._now_ms())
 
+    def has_begun(self, study_uid: str, target: str) -> bool:
+        """Return whether this study, as it is now, was ever submitted for this PACS."""
+        study = self._holdings.study(study_uid)
+        if study is None:
+            return False
+        uids = [instance.sop_uid for instance in study.instances]
+        return self._deliveries.find(target, study_uid, uids) is not None
+
     async def run(self, poll_seconds: float = POLL_SECONDS) -> None:
         """Take up deliveries as they become due, until cancelled."""
         while True:

@@ -7,16 +7,17 @@ instance by its place among them; so the file names nobody.
 import json
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS delivery (
     number INTEGER PRIMARY KEY,
+    lookup BLOB NOT NULL,
     target TEXT NOT NULL,
     sealed BLOB NOT NULL,
     state TEXT NOT NULL,
@@ -31,6 +32,8 @@ CREATE TABLE IF NOT EXISTS instance (
     reason TEXT NOT NULL,
     PRIMARY KEY (delivery, place)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS by_lookup ON delivery (lookup);
+CREATE INDEX IF NOT EXISTS by_state ON delivery (state, due_ms);
 """
 _COLUMNS = "SELECT number, target, state, attempts, due_ms, reason, sealed FROM delivery "
 
@@ -71,13 +74,19 @@ class Delivery:
     sop_uids: tuple[str, ...] = field(repr=False)
 
 
+class Sealing(Protocol):
+    """What keeps the file from naming anybody; the spool is one."""
+
+    def seal(self, plain: bytes) -> bytes: ...
+    def unseal(self, sealed: bytes) -> bytes: ...
+    def lookup(self, kind: str, *parts: str) -> bytes: ...
+
+
 class Deliveries:
     """The file. Thread-safe. Every method raises `DeliveriesUnusable`."""
 
-    def __init__(
-        self, path: Path, seal: Callable[[bytes], bytes], unseal: Callable[[bytes], bytes]
-    ) -> None:
-        self._seal, self._unseal = seal, unseal
+    def __init__(self, path: Path, sealing: Sealing) -> None:
+        self._sealing = sealing
         self._lock = threading.Lock()
         try:
             path.touch(mode=0o600)
@@ -95,22 +104,30 @@ class Deliveries:
 
     def add(self, target: str, study_uid: str, sop_uids: Sequence[str], now_ms: int) -> int:
         """Begin a delivery, or return the number of the same one that waits already."""
-        wanted = target, study_uid, tuple(sop_uids)
-        for known in self.waiting():
-            if (known.target, known.study_uid, known.sop_uids) == wanted:
-                return known.number
-        sealed = self._seal(json.dumps([study_uid, list(sop_uids)]).encode())
-        row = (target, sealed, State.WAITING.value, 0, now_ms, "")
+        known = self.find(target, study_uid, sop_uids)
+        if known is not None and known.state is State.WAITING:
+            return known.number
+        sealed = self._sealing.seal(json.dumps([study_uid, list(sop_uids)]).encode())
+        lookup = self._lookup(target, study_uid, sop_uids)
+        row = (lookup, target, sealed, State.WAITING.value, 0, now_ms, "")
         with self._lock:
             try:
                 cursor = self._file.execute(
-                    "INSERT INTO delivery (target, sealed, state, attempts, due_ms, reason)"
-                    " VALUES (?, ?, ?, ?, ?, ?)",
+                    "INSERT INTO delivery"
+                    " (lookup, target, sealed, state, attempts, due_ms, reason)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?)",
                     row,
                 )
             except sqlite3.Error as error:
                 raise DeliveriesUnusable(f"cannot be written: {error}") from error
         return int(cursor.lastrowid or 0)
+
+    def find(self, target: str, study_uid: str, sop_uids: Sequence[str]) -> Delivery | None:
+        """Return the last delivery of just these instances to `target`."""
+        lookup = self._lookup(target, study_uid, sop_uids)
+        return next(
+            iter(self._read("WHERE lookup = ? ORDER BY number DESC LIMIT 1", (lookup,))), None
+        )
 
     def waiting(self) -> list[Delivery]:
         """Return the deliveries that are not at their end, the first to do first."""
@@ -146,11 +163,14 @@ class Deliveries:
         sql = "UPDATE delivery SET attempts = attempts + 1, due_ms = ?, reason = ? WHERE number = ?"
         self._query(sql, (due_ms, reason, number))
 
+    def _lookup(self, target: str, study_uid: str, sop_uids: Sequence[str]) -> bytes:
+        return self._sealing.lookup("delivery", target, study_uid, *sop_uids)
+
     def _read(self, condition: str, values: Iterable[object] = ()) -> list[Delivery]:
         found = []
         for row in self._query(_COLUMNS + condition, values):
             number, target, state, attempts, due_ms, reason, sealed = row
-            study_uid, sop_uids = json.loads(self._unseal(sealed))
+            study_uid, sop_uids = json.loads(self._sealing.unseal(sealed))
             uids = study_uid, tuple(sop_uids)
             found.append(Delivery(number, target, State(state), attempts, due_ms, reason, *uids))
         return found

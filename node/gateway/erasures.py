@@ -3,11 +3,14 @@
     erased on the ledger -> noted on disk -> key, index, chunks destroyed -> attested on the ledger
 
 The note is there from before the destruction until the attestation is final, so a crash anywhere
-is gone on with. A custodian destroys first and records it then; what it holds is not touched here.
+is gone on with. A custodian destroys first and records it then; what should be left of it here goes
+too, and needs no attestation.
 """
 
 import asyncio
+import contextlib
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from node.exchange.store.errors import StudyUnknown
@@ -30,10 +33,17 @@ class Erasures:
     """Destroys and attests."""
 
     def __init__(
-        self, acting: Acting, store: StudyStore, received: Deliveries, folder: Path
+        self,
+        acting: Acting,
+        store: StudyStore,
+        received: Deliveries,
+        folder: Path,
+        on_erased: Callable[[bytes], None] = lambda study_id: None,
     ) -> None:
-        """`received` keeps what came with studies; `folder` the notes. Raises `OSError`."""
+        """`received` keeps what came with studies; `folder` the notes; `on_erased` is called in a
+        thread for every study that is erased on the ledger. Raises `OSError`."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._on_erased = on_erased
         self._acting, self._store, self._received, self._folder = acting, store, received, folder
         self.backlog: Backlog[bytes] = Backlog("erase", self._work)
 
@@ -48,7 +58,9 @@ class Erasures:
         study = await self._acting.client.study(study_id)
         if study is None or study.summary.status != "erased":
             return True
+        await asyncio.to_thread(self._on_erased, study_id)
         if study.summary.custodian == self._acting.institution:
+            await asyncio.to_thread(self._destroy_own, study_id)
             return True
         if not await asyncio.to_thread(self._destroy, study_id):
             return True
@@ -72,6 +84,10 @@ class Erasures:
     def _known(self) -> list[bytes]:
         notes = [path.name for path in self._folder.iterdir() if len(path.name) == _ID_DIGITS]
         return [*self._store.studies(), *map(bytes.fromhex, notes)]
+
+    def _destroy_own(self, study_id: bytes) -> None:
+        with contextlib.suppress(StudyUnknown):
+            self._store.erase(study_id)
 
     def _destroy(self, study_id: bytes) -> bool:
         """Return whether there is something to attest: it was held here, now or before a crash."""

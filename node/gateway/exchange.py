@@ -4,6 +4,7 @@ key service   this hospital's encryption keys, and challenges to those of others
 custodian     wraps study keys to those whom this hospital granted access
 server        gives out ciphertext and wrapped keys, as long as the ledger permits
 requester     fetches what was granted to this hospital
+finding       answers searches of other hospitals, as policy lets them see
 """
 
 import asyncio
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from node.exchange.federation.ports import FederationEvent
 from node.exchange.store.errors import StoreError
 from node.exchange.store.store import StudyStore
 from node.exchange.transfer.errors import NotPermitted, TransferIncomplete
@@ -27,7 +29,9 @@ from node.gateway.backlog import Backlog
 from node.gateway.chunks import StoreChunks
 from node.gateway.custodian import Custodian, Manifests
 from node.gateway.directory import CHANGES, Directory, Place
+from node.gateway.elsewhere import Conflicts, conflict_post
 from node.gateway.erasures import Erasures
+from node.gateway.finding import Finding, FindingSettings
 from node.gateway.key_service import KeyService, Pace
 from node.gateway.ledger_events import LedgerEvents, id_in, word_in
 from node.gateway.permits import LedgerPermits
@@ -39,6 +43,7 @@ from node.gateway.requester import (
     Unreachable,
 )
 from node.gateway.shown import Shown
+from node.gateway.spool import Spool
 from node.ledger.genesis import Genesis
 from node.ledger.queries.blocks import EventView
 from node.network.tls import TrustedContexts
@@ -48,6 +53,7 @@ log = logging.getLogger(__name__)
 REFRESH_S = 60.0
 KEYS = "keys"
 DELIVERIES = "deliveries"
+CATALOGUE = "catalogue.db"
 _EVERYTHING = b""
 
 
@@ -63,6 +69,7 @@ class ExchangeSettings:
     server: ServerLimits = field(default_factory=ServerLimits)
     client: ClientLimits = field(default_factory=ClientLimits)
     pace: Pace = field(default_factory=Pace)
+    finding: FindingSettings = field(default_factory=FindingSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +94,17 @@ class Exchange:
         *,
         report: Report | None = None,
         on_received: Callable[[Received], None] = lambda received: None,
+        on_erased: Callable[[bytes], None] = lambda study_id: None,
+        on_inquiry: Callable[[FederationEvent], None] | None = None,
         stretch: bool = True,
     ) -> None:
-        """`report` gets what is to be audited of the server, in the event loop; `on_received` each
-        study that came by itself. Raises `OSError`, `CertificateRefused`."""
+        """`report` gets what is to be audited of the server, in the event loop; `on_inquiry`
+        questions of other hospitals, and conflicts they found; `on_received` each study that came
+        by itself; `on_erased`, in a thread, each that is erased on the ledger.
+        Raises `OSError`, `CertificateRefused`."""
         self._given, self._settings = given, settings
-        self._on_received = on_received
+        self._on_received, self._on_erased = on_received, on_erased
+        inquired = on_inquiry or _inquired
         acting, folder = given.acting, settings.folder
         self.events = LedgerEvents(acting.client)
         self.directory = Directory(given.genesis, settings.places, acting.institution)
@@ -111,7 +123,10 @@ class Exchange:
             limits=settings.client,
         )
         self.shown = Shown(acting, given.store)
-        self.erasures = Erasures(acting, given.store, self.requester.received, folder / "erasures")
+        self.erasures = Erasures(
+            acting, given.store, self.requester.received, folder / "erasures", self._erased
+        )
+        self.finding = Finding(acting, given.store, folder / CATALOGUE, settings.finding, inquired)
         identity = given.identity
         self._contexts = TrustedContexts(identity.private_key, identity.certificate)
         self._trusted: tuple[bytes, ...] = ()
@@ -124,6 +139,7 @@ class Exchange:
             deliveries,
             limits=settings.server,
             report=report or _told,
+            posts=(self.finding.post, conflict_post(acting, inquired)),
         )
         self._fetching: Backlog[bytes] = Backlog("fetch", self._fetch, at_once=2)
         self._stale = asyncio.Event()
@@ -140,9 +156,10 @@ class Exchange:
         `OSError`, and what `Client` raises."""
         await self.keys.open()
         await self.refresh()
-        await self.server.start(self._settings.host, self._settings.port)
-        log.info("exchange listens port=%d", self.port)
+        await asyncio.to_thread(self.finding.open)
         try:
+            await self.server.start(self._settings.host, self._settings.port)
+            log.info("exchange listens port=%d", self.port)
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(work) for work in self._work()]
                 yield
@@ -150,6 +167,12 @@ class Exchange:
                     task.cancel()
         finally:
             await self.server.close()
+            self.finding.close()
+
+    def conflicts(self, spool: Spool) -> Conflicts:
+        """Return what compares copies from other hospitals with what is in `spool`, and arrives."""
+        given = self._given
+        return Conflicts(given.acting, self.requester, self.directory, given.identity, spool)
 
     async def refresh(self) -> None:
         """Learn anew which hospitals there are. Raises what `Client` raises."""
@@ -165,6 +188,7 @@ class Exchange:
         self._permits.attach(self.events)
         self.shown.attach(self.events)
         self.erasures.attach(self.events)
+        self.finding.attach(self.events)
         self.events.on(lambda _: self._stale.set(), *CHANGES)
         self.events.on_start(self._stale.set)
         if self._settings.fetch_at_once:
@@ -176,6 +200,7 @@ class Exchange:
             self.keys.backlog.run(),
             self.custodian.backlog.run(),
             self.erasures.backlog.run(),
+            self.finding.backlog.run(),
             self._fetching.run(),
         )
         return [self.events.run(), self.shown.run(), self._keep_fresh(), *backlogs]
@@ -194,6 +219,10 @@ class Exchange:
                 log.warning("who is who cannot be asked reason=%s", error)
                 self._stale.set()
                 await asyncio.sleep(1.0)
+
+    def _erased(self, study_id: bytes) -> None:
+        self.finding.forget(study_id)
+        self._on_erased(study_id)
 
     def _refused(self, request_id: bytes, code: str) -> None:
         self.server.revoke(request_id, code)
@@ -223,3 +252,15 @@ def _told(event: TransferEvent) -> None:
     request = "" if event.request_id is None else event.request_id.hex()
     fields = event.kind, event.institution, request, event.code
     log.info("exchange %s institution=%s request=%s code=%s", *fields)
+
+
+def _inquired(event: FederationEvent) -> None:
+    log.info(
+        "search %s institution=%s question=%s purpose=%s code=%s told=%d",
+        event.kind,
+        event.institution,
+        event.question,
+        event.purpose,
+        event.code,
+        event.told,
+    )

@@ -1,7 +1,9 @@
 """The exchange that the config describes."""
 
 from node import provision
-from node.config.model import ExchangeConfig, NodeConfig
+from node.config.model import ExchangeConfig, NodeConfig, SearchConfig
+from node.exchange.federation.answering import Offer
+from node.exchange.federation.fields import Field
 from node.exchange.store.store import StudyStore
 from node.exchange.transfer.holders import Identity
 from node.exchange.transfer.limits import ClientLimits, ServerLimits
@@ -9,6 +11,7 @@ from node.gateway.acting import Acting
 from node.gateway.custodian import manifests_of
 from node.gateway.directory import Place
 from node.gateway.exchange import Belongings, ExchangeSettings
+from node.gateway.finding import FindingSettings
 from node.imaging.vault import Vault
 from node.keys import load
 from node.ledger.genesis import Genesis
@@ -64,4 +67,22 @@ def settings_of(config: ExchangeConfig) -> ExchangeSettings:
         fetch_at_once=config.fetch_at_once,
         server=ServerLimits() if rate is None else ServerLimits(rate_bytes_per_s=rate),
         client=ClientLimits(parallel=config.parallel),
+        finding=_finding(config.search),
+    )
+
+
+def _finding(config: SearchConfig) -> FindingSettings:
+    return FindingSettings(
+        is_answering=config.answers,
+        offer=Offer(
+            fields=frozenset(map(Field, config.fields)),
+            counts=config.counts,
+            askable=config.include_askable,
+            least=config.count_min,
+            studies_max=config.results_max,
+            examined_max=config.examined_max,
+            answer_ms=config.answer_timeout_ms,
+        ),
+        added_words=config.words,
+        per_minute=config.questions_per_minute,
     )

@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from node.gateway import pdu
 from node.gateway.pdu import Callers, InvalidPdu, Rejection
@@ -253,20 +252,6 @@ class _Passage:
 
     def _mark(self) -> None:
         self._moved = asyncio.get_running_loop().time()
-
-
-def server_context(certificate_file: Path, key_file: Path, trust: str) -> ssl.SSLContext:
-    """Return a context that demands a certificate: TLS 1.2 or later (PS3.15 B.12, BCP 195).
-
-    `trust` is PEM text: authorities, and peers' very certificates. Raises `OSError`.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.verify_mode = ssl.CERT_REQUIRED
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # a certificate may be its own anchor
-    context.load_cert_chain(certificate_file, key_file)
-    context.load_verify_locations(cadata=trust)
-    return context
 
 
 async def _reject(

@@ -188,27 +188,35 @@ class StoreHoldings:
             self.remove(study_id)
         return len(ids)
 
-    def add(self, study_id: bytes) -> None:
-        """List a study that was stored, in its latest version. One still incomplete is left out."""
+    def add(self, study_id: bytes) -> str | None:
+        """List a study that was stored, in its latest version; return its Study Instance UID.
+
+        One still incomplete is left out.
+        """
         try:
             if not self._store.is_complete(study_id):
-                return
+                return None
             index = self._store.index(study_id)
         except StoreError as error:
             log.error("a study cannot be listed: its index is %s", type(error).__name__)
-            return
+            return None
         if not index.instances:
-            return
+            return None
         study = _study_of(index)
         with self._lock:
             self._listed[study_id] = StudyRow(study.uid, study.attributes)
             self._kept.pop(study_id, None)
+        return study.uid
 
-    def remove(self, study_id: bytes) -> None:
-        """Forget a study that was erased or is withheld for good."""
+    def remove(self, study_id: bytes) -> str | None:
+        """Forget a study that was erased or is withheld for good; return its UID if it was listed.
+
+        Other parts of a study with that UID stay.
+        """
         with self._lock:
-            self._listed.pop(study_id, None)
+            row = self._listed.pop(study_id, None)
             self._kept.pop(study_id, None)
+        return None if row is None else row.uid
 
     def studies(self) -> Sequence[StudyRow]:
         with self._lock:

@@ -222,6 +222,15 @@ class Index:
             rows = connection.execute(sql).fetchall()
         return [_gathering(*row) for row in rows]
 
+    def contents(self, sops: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Return what stands for the content of those instances that are known."""
+        found: dict[bytes, bytes] = {}
+        sql = "SELECT sop, content FROM instances WHERE sop = ?"
+        with self._read() as connection:
+            for sop in sops:
+                found.update(connection.execute(sql, (sop,)).fetchall())
+        return found
+
     def signal(self, sops: Sequence[bytes] | None = None) -> None:
         """Note that the studies of these instances, or all, are complete."""
         if sops is None:

@@ -1,6 +1,7 @@
 """The durable intake: an instance is acknowledged once its file and its row are on the disk.
 
     spool/index.db, index.key   what is known of the files (`index.py`); the key of its HMACs
+    spool/foreign.db            what came from other hospitals (`foreign.py`)
     spool/incoming/NAME         being received; nobody was promised anything
     spool/instances/xx/NAME     accepted; the exact bytes as received
     spool/quarantine/NAME       refused, with the reason in the index
@@ -32,6 +33,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from consensus.wire import pack
 from node.gateway.closing import RULES, Rules
+from node.gateway.foreign import Foreign
 from node.gateway.index import (
     Arrival,
     Aside,
@@ -101,10 +103,12 @@ class Spool:
             raise SpoolError(f"{folder} cannot be used: {error.strerror}") from error
         self._seal = AESGCM(hmac.digest(self._key, b"radledger/spool/seal", "sha256"))
         self.index = Index(folder / "index.db")
+        self.foreign = Foreign(folder / "foreign.db")
 
     def close(self) -> None:
         """Close the index and give up the folder."""
         self.index.close()
+        self.foreign.close()
         if self._lock_descriptor is not None:
             os.close(self._lock_descriptor)
             self._lock_descriptor = None
@@ -317,6 +321,13 @@ class Spool:
             refused = Refused(*uids, code="mismatch", reason=reason)
             return self._set_aside(source, path, size, refused)
         arrival = self._arrival(read, size, uids)
+        agrees = self.foreign.compare(arrival.sop, read.commitment.rules, arrival.content)
+        if agrees:
+            return Duplicate(*uids)  # and no promise to keep it: `holds` does not vouch for it
+        if agrees is False:
+            reason = "came from another hospital with other content; both are kept"
+            conflict = Conflict(*uids, code="conflict_elsewhere", reason=reason)
+            return self._set_aside(source, path, size, conflict)
         target = self._place(arrival.name)
         os.rename(path, target)
         _sync_folder(target.parent)
@@ -355,9 +366,13 @@ class Spool:
         conflict = Conflict(*uids, code="conflict", reason=reason)
         return self._set_aside(source, path, size, conflict, keep=True)
 
+    def content(self, rules: int, core: bytes, pixels: bytes, private: bytes) -> bytes:
+        """Return the 32 bytes that stand for K, P and X of an instance."""
+        digest = hashlib.sha256(pack((rules, core, pixels, private))).digest()
+        return hmac.digest(self._key, b"C" + digest, "sha256")
+
     def _arrival(self, read: CommittedFile, size: int, uids: Uids) -> Arrival:
         known = read.commitment
-        content = (known.rules, known.core, known.pixels.chosen.digest, known.private)
         patient = read.text(commitment.PATIENT_ID), read.text(commitment.PATIENT_ISSUER)
         return Arrival(
             self.lookup("sop", uids[0]),
@@ -366,7 +381,7 @@ class Spool:
             secrets.token_hex(16),
             size,
             hmac.digest(self._key, b"F" + known.file, "sha256"),
-            hmac.digest(self._key, b"C" + hashlib.sha256(pack(content)).digest(), "sha256"),
+            self.content(known.rules, known.core, known.pixels.chosen.digest, known.private),
             self._now_ms(),
             self._rules.draw_delay(),
         )

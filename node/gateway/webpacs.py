@@ -112,6 +112,16 @@ class WebPacs:
                 found.update(_values(row, _SOP_UID))
         return frozenset(found)
 
+    def answers(self) -> str:
+        """Return why the server does not answer a search, or ""."""
+        headers = {"Accept": "application/dicom+json"}
+        try:
+            with self._asked("GET", "/studies?limit=1", headers) as answer:
+                status = answer.status
+        except Unreachable as error:
+            return f"DICOMweb: {error}"
+        return "" if status in (200, 204) else f"DICOMweb: a search is answered with {status}"
+
     @contextmanager
     def _asked(
         self, method: str, path: str, headers: Mapping[str, str], body: Any = None

@@ -61,8 +61,19 @@ def region_of(files: Iterable[CommittedFile]) -> str:
     return region if region in REGIONS else UNKNOWN_REGION
 
 
+def body_part_term(body_part: str) -> str | None:
+    """Return the term of PS3.16 Annex L that a Body Part Examined is, letters only; None for what
+    is none, as free text."""
+    term = _letters(body_part)
+    return term if term in _REGION_OF else None
+
+
+def _letters(text: str) -> str:
+    return "".join(character for character in text.upper() if character.isalpha())
+
+
 def _region(body_part: str) -> str:
-    term = "".join(character for character in body_part.upper() if character.isalpha())
+    term = _letters(body_part)
     return _REGION_OF.get(term, OTHER_REGION) if term else UNKNOWN_REGION
 
 

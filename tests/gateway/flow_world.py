@@ -75,6 +75,7 @@ class Hospital:
         self.exchange = None
         self.happened = []
         self.received = []
+        self.inquired = []
         self.open_store()
 
     def open_store(self):
@@ -112,6 +113,7 @@ class Hospital:
             self.settings(**changes),
             report=self.happened.append,
             on_received=self.received.append,
+            on_inquiry=self.inquired.append,
             stretch=False,
         )
 

@@ -14,16 +14,12 @@ from node.gateway.deliver import ATTEMPTS_MAX, Deliverer, UnknownStudy
 from node.gateway.deliveries import Deliveries, State
 from node.gateway.pacs import DimsePacs
 from node.gateway.ways import Unreachable
-from tests.gateway.pacs import Pacs
+from tests.gateway.pacs import Pacs, Scrambling
 from tests.gateway.web.folder import FolderHoldings
 from tests.imaging import dicom
 
 STUDY = "1.2.7"
 NATIVE = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
-
-
-def scrambled(data):
-    return bytes(byte ^ 0x5A for byte in data)
 
 
 def data_set(path):
@@ -49,7 +45,7 @@ class Site:
     def reopen(self):
         if self._deliveries is not None:
             self._deliveries.close()
-        self._deliveries = Deliveries(self.folder / "deliveries", scrambled, scrambled)
+        self._deliveries = Deliveries(self.folder / "deliveries", Scrambling())
         self.deliverer = Deliverer(
             self._deliveries,
             self.holdings,

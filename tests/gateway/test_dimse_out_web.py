@@ -12,6 +12,7 @@ from node.gateway.deliveries import Deliveries, State
 from node.gateway.spool import Spool
 from node.gateway.ways import NotOffered, Unreachable
 from node.gateway.webpacs import WebPacs
+from tests.gateway.pacs import Scrambling
 from tests.gateway.web.conftest import QUOTA, TOKEN, serving
 from tests.gateway.web.folder import FolderHoldings
 from tests.imaging import dicom
@@ -29,7 +30,7 @@ def make_deliverer(tmp_path, paths):
     opened = []
 
     def make(*ways):
-        deliveries = Deliveries(tmp_path / "deliveries", bytes, bytes)
+        deliveries = Deliveries(tmp_path / "deliveries", Scrambling())
         opened.append(deliveries)
         holdings = FolderHoldings(paths)
         targets = {"main": ways}

@@ -20,9 +20,10 @@ from pynetdicom import build_context
 
 from node.gateway import pdu
 from node.gateway.commitments import Peer
-from node.gateway.front import _Passage, server_context
+from node.gateway.front import _Passage
 from node.gateway.pdu import InvalidPdu
 from node.gateway.spool import Quota, Spool
+from node.gateway.tls import server_context
 from tests.gateway import dimse
 from tests.gateway.dimse import SENDER, TITLE, VERIFICATION, in_thread, opened_door
 from tests.imaging import dicom

@@ -16,6 +16,7 @@ from node.gateway.link import Lender
 from node.gateway.pacs import DimsePacs
 from node.gateway.webpacs import WebPacs
 from tests.gateway.dimse import TITLE, opened_door
+from tests.gateway.pacs import Scrambling
 from tests.gateway.test_scp import data_set, sendable
 from tests.gateway.web.folder import FolderHoldings
 from tests.imaging import dicom
@@ -131,7 +132,7 @@ def post(pacs, path, content):
 def delivering(folder, holdings, ways, clock):
     """Yield a deliverer of `holdings`."""
     folder.mkdir()
-    deliveries = Deliveries(folder / "deliveries", bytes, bytes)
+    deliveries = Deliveries(folder / "deliveries", Scrambling())
     try:
         yield Deliverer(
             deliveries,

@@ -7,9 +7,10 @@ means, and what it sends can be held against it by name.
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import aiohttp
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -18,6 +19,10 @@ from node.exchange.transfer.limits import ClientLimits, Pacer
 from node.exchange.transfer.offer import OFFER_BYTES_MAX
 from node.exchange.transfer.ports import Chunk
 from node.network.tls import TrustedContexts
+
+_Ask: TypeAlias = Callable[
+    [aiohttp.ClientSession], AbstractAsyncContextManager[aiohttp.ClientResponse]
+]
 
 _REFUSAL_BYTES_MAX = 4_096
 _RETRY_S_MAX = 60
@@ -156,6 +161,20 @@ class Link:
         if not partial.is_full:
             raise HolderLied("it sent less than the chunk has")
 
+    async def post(self, path: str, body: bytes, bytes_max: int) -> bytes:
+        """Return the answer to a small question. Raises the exceptions of this module."""
+        pieces: list[bytes] = []
+        size = 0
+        url = self._url + path
+        async with self._asked(lambda session: session.post(url, data=body), None) as answer:
+            await _require_good(answer, {200})
+            async for piece in answer.content.iter_any():
+                size += len(piece)
+                if size > bytes_max:
+                    raise HolderLied("its answer is larger than any may be")
+                pieces.append(piece)
+        return b"".join(pieces)
+
     @asynccontextmanager
     async def _get(
         self, path: str, query: dict[str, str], headers: dict[str, str], size: int | None
@@ -166,12 +185,20 @@ class Link:
             patience_ms = limits.connect_timeout_ms + limits.stall_timeout_ms
             rate = min(limits.slow_bytes_per_s, limits.rate_bytes_per_s / limits.parallel)
             slowest_s = patience_ms / 1000 + size / rate
+        url = self._url + path
+        async with self._asked(
+            lambda session: session.get(url, params=query, headers=headers), slowest_s
+        ) as response:
+            yield response
+
+    @asynccontextmanager
+    async def _asked(
+        self, ask: _Ask, slowest_s: float | None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Yield what a holder answers; its failures become those of this module."""
         try:
             session = await self._open()
-            async with (
-                asyncio.timeout(slowest_s),
-                session.get(self._url + path, params=query, headers=headers) as response,
-            ):
+            async with asyncio.timeout(slowest_s), ask(session) as response:
                 yield response
         except aiohttp.ClientConnectorCertificateError as error:
             raise HolderFailed("its certificate is not the one that is known") from error

@@ -48,7 +48,7 @@ class TokenBucket:
 
     __slots__ = ("_burst", "_rate", "_then_s", "_tokens")
 
-    def __init__(self, rate: int, burst: int, now_s: float) -> None:
+    def __init__(self, rate: float, burst: int, now_s: float) -> None:
         self._rate, self._burst = rate, burst
         self._tokens = float(burst)
         self._then_s = now_s
@@ -59,6 +59,14 @@ class TokenBucket:
         self._then_s = now_s
         self._tokens -= count
         return max(0.0, -self._tokens / self._rate)
+
+    def try_take(self, count: int, now_s: float) -> bool:
+        """Take `count` if it is there now; return whether it was."""
+        held = min(self._burst, self._tokens + (now_s - self._then_s) * self._rate)
+        if held < count:
+            return False
+        self.take(count, now_s)
+        return True
 
 
 class Pacer:

@@ -59,6 +59,21 @@ def busy() -> Refusal:
     return Refusal(429, "too_many_requests", "more requests at a time than one peer may make", 1)
 
 
+def too_often() -> Refusal:
+    """Return the refusal of one question too many in a minute."""
+    return Refusal(429, "too_many_questions", "more questions than one institution may ask", 60)
+
+
+def too_large(bytes_max: int) -> Refusal:
+    """Return the refusal of a body that is too long."""
+    return Refusal(413, "request_too_large", f"a body has at most {bytes_max} bytes here")
+
+
+def too_slow() -> Refusal:
+    """Return the refusal of a body that does not come."""
+    return Refusal(408, "request_too_slow", "the rest of the request did not come in time")
+
+
 def unavailable() -> Refusal:
     """Return the refusal while nobody can ask the ledger."""
     return Refusal(503, "ledger_unavailable", "the ledger cannot be asked now; try again", 1)

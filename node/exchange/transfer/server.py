@@ -3,6 +3,7 @@
 GET /v1/offer/REQUEST                 wrapped key, index ciphertext and chunk list (`offer`); from
                                       the custodian only, and only if the key's digest is on chain
 GET /v1/chunk/DIGEST?request=REQUEST  ciphertext; one byte range as in RFC 9110 §14 if asked for
+POST paths that the gateway adds      small questions, such as those of a search (`posts`)
 
 REQUEST and DIGEST are lower-case hex. A refusal is JSON: {"error": {"code", "sentence"}}.
 
@@ -16,7 +17,7 @@ import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, TypeVar
@@ -39,6 +40,7 @@ from node.exchange.transfer.ports import (
     Report,
     TransferEvent,
 )
+from node.exchange.transfer.posts import INSTITUTION, Post, add_posts
 from node.exchange.transfer.refusals import Refusal
 from node.exchange.transfer.running import Running, RunningAnswers, reset
 from node.exchange.transfer.state import Deliveries
@@ -69,6 +71,7 @@ class ExchangeServer:
         *,
         limits: ServerLimits | None = None,
         report: Report | None = None,
+        posts: Iterable[Post] = (),
     ) -> None:
         """`institution_of` names the institution of a certificate's 32-byte key, or None: whoever
         changes `contexts` changes its answers too. Without `deliveries` no key is given out, only
@@ -80,6 +83,7 @@ class ExchangeServer:
         self._deliveries = deliveries
         self._limits = limits or ServerLimits()
         self._report = report or _unheard
+        self._posts = tuple(posts)
         self._running = RunningAnswers()
         self._connections = Connections(institution_of, self._limits)
         self._pacers: dict[str, Pacer] = {}  # bounded by the known institutions
@@ -151,6 +155,7 @@ class ExchangeServer:
         application = web.Application(middlewares=[self._guard], client_max_size=1)
         application.router.add_get("/v1/offer/{request}", self._offer, allow_head=False)
         application.router.add_get("/v1/chunk/{digest}", self._chunk, allow_head=False)
+        add_posts(application, self._posts, self._limits)
         application.on_response_prepare.append(_headers)
         return application
 
@@ -183,6 +188,7 @@ class ExchangeServer:
             self._report(TransferEvent(Happening.REFUSED, None, None, "peer_unknown"))
             return refusals.response(refusals.peer_unknown())
         peer.institution, peer.request_id, peer.busy = institution, None, True
+        request[INSTITUTION] = institution
         try:
             return await handler(request)
         except Refusal as refusal:

@@ -16,6 +16,9 @@ from node.gateway.web.files import (
     open_instance,
 )
 from node.gateway.web.files import (
+    FINDING_TAGS as FINDING_TAGS,
+)
+from node.gateway.web.files import (
     INSTANCE_TAGS as INSTANCE_TAGS,
 )
 from node.gateway.web.files import (
@@ -36,7 +39,7 @@ FRAMES, ROWS = 0x00280008, 0x00280010
 MODALITIES_IN_STUDY, CLASSES_IN_STUDY = 0x00080061, 0x00080062
 STUDY_SERIES, STUDY_INSTANCES, SERIES_INSTANCES = 0x00201206, 0x00201208, 0x00201209
 
-TAGS = STUDY_TAGS | SERIES_TAGS | INSTANCE_TAGS
+TAGS = STUDY_TAGS | SERIES_TAGS | INSTANCE_TAGS | FINDING_TAGS
 
 Values = tuple[str, ...]
 Attributes = Mapping[int, Values]

@@ -46,9 +46,17 @@ INSTANCE_TAGS = frozenset(
     {0x00080016, 0x00080018, 0x00080023, 0x00080033, 0x00200013, 0x00280008, 0x00280010}
     | {0x00280011, 0x00280100, 0x0040A491, 0x0040A493}
 )
+# What other hospitals may find studies by, with some of the above (`node.gateway.facts`): patient's
+# age, manufacturer and model of the equipment, protocol. QIDO neither searches nor returns them.
+FINDING_TAGS = frozenset({0x00080070, 0x00081090, 0x00101010, 0x00181030})
 # What searches and single frames need.
 PLAIN_TAGS = (
-    STUDY_TAGS | SERIES_TAGS | INSTANCE_TAGS | _OFFSETS | {_CHARACTER_SET, 0x00280002, 0x00280004}
+    STUDY_TAGS
+    | SERIES_TAGS
+    | INSTANCE_TAGS
+    | FINDING_TAGS
+    | _OFFSETS
+    | {_CHARACTER_SET, 0x00280002, 0x00280004}
 )
 # pydicom repeats values that contradict their form in warnings and in its log.
 config.settings.reading_validation_mode = config.IGNORE

@@ -1,0 +1,148 @@
+"""The gateway with its exchange, joined: what the ledger says reaches what is shown and delivered.
+
+Without `[exchange]` in the config nothing is given to other hospitals or fetched from them; the
+ledger still decides what of the store may be shown, and what must be destroyed.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from node.config.model import GatewayConfig, NodeConfig
+from node.exchange.federation.ports import FederationEvent
+from node.exchange.store.store import StudyStore
+from node.exchange.transfer.state import Deliveries
+from node.gateway.acting import Acting
+from node.gateway.daemon import Gateway, GatewayRefused, Parts
+from node.gateway.erasures import Erasures
+from node.gateway.exchange import Exchange
+from node.gateway.exchange_opening import belongings_of, settings_of
+from node.gateway.hand_over import HandOver
+from node.gateway.ledger_events import LedgerEvents
+from node.gateway.shown import Shown
+from node.imaging.vault import Vault
+from node.ledger.genesis import Genesis
+from node.network.errors import CertificateRefused
+from node.provision import InvalidCard
+from node.rpc.client import Client
+from node.studies import Signer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What is open already when the gateway starts."""
+
+    client: Client
+    vault: Vault
+    signer: Signer
+    store: StudyStore
+    genesis: Genesis
+
+
+@asynccontextmanager
+async def running(
+    config: NodeConfig, opened: Opened, *, log_level: int = logging.INFO
+) -> AsyncIterator[Gateway]:
+    """Serve as the config says while the context lasts; ends it when a part fails.
+
+    Raises `GatewayRefused`, `KeyFileError`, and what `Client` raises.
+    """
+    if config.gateway is None:
+        raise GatewayRefused("the config has no [gateway]")
+    acting = Acting(opened.client, opened.signer)
+    sides = _Sides()
+    if config.exchange is None:
+        alone = await asyncio.to_thread(_Alone, config.gateway, acting, opened.store, sides.erased)
+        shown, events, context = alone.shown, alone.events, alone.running
+        exchange = None
+    else:
+        exchange = await asyncio.to_thread(_exchange, config, acting, opened, sides)
+        shown, events, context = exchange.shown, exchange.events, exchange.running
+    parts = Parts(
+        config.gateway,
+        opened.client,
+        opened.vault,
+        opened.signer,
+        opened.store,
+        shown.may_show,
+        on_kept=lambda study_id: None if exchange is None else exchange.finding.add(study_id),
+    )
+    gateway = await asyncio.to_thread(Gateway, parts, log_level=log_level)
+    sides.gateway = gateway
+    work: list[Coroutine[Any, Any, None]] = []
+    if exchange is not None:
+        takers = [peer.ae_title for peer in config.gateway.peers if peer.takes_fetched]
+        hand_over = HandOver(
+            acting, exchange.requester, gateway.deliverer, takers, gateway.shown_study
+        )
+        hand_over.attach(events)
+        conflicts = exchange.conflicts(gateway.spool)
+        conflicts.attach(events)
+        work += [hand_over.backlog.run(), conflicts.backlog.run(), conflicts.run()]
+    async with gateway.running(), context(), asyncio.TaskGroup() as group:
+        tasks = [group.create_task(each) for each in work]
+        yield gateway
+        for task in tasks:
+            task.cancel()
+
+
+class _Sides:
+    """Lets the exchange, which is made first, reach the gateway."""
+
+    def __init__(self) -> None:
+        self.gateway: Gateway | None = None
+
+    def erased(self, study_id: bytes) -> None:
+        if self.gateway is not None:
+            self.gateway.forget(study_id)
+
+    def inquired(self, event: FederationEvent) -> None:
+        if self.gateway is not None:
+            self.gateway.inquired(event)
+
+
+class _Alone:
+    """What hears the ledger where there is no exchange."""
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        acting: Acting,
+        store: StudyStore,
+        on_erased: Callable[[bytes], None],
+    ) -> None:
+        self.events = LedgerEvents(acting.client)
+        self.shown = Shown(acting, store)
+        received = Deliveries(config.spool_dir / "received")
+        self._erasures = Erasures(acting, store, received, config.spool_dir / "erasures", on_erased)
+        self.shown.attach(self.events)
+        self._erasures.attach(self.events)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        work = (self.events.run(), self.shown.run(), self._erasures.backlog.run())
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(each) for each in work]
+            yield
+            for task in tasks:
+                task.cancel()
+
+
+def _exchange(config: NodeConfig, acting: Acting, opened: Opened, sides: _Sides) -> Exchange:
+    if config.exchange is None:
+        raise GatewayRefused("the config has no [exchange]")
+    try:
+        given = belongings_of(config, acting, opened.store, opened.vault, opened.genesis)
+        return Exchange(
+            given,
+            settings_of(config.exchange),
+            on_erased=sides.erased,
+            on_inquiry=sides.inquired,
+        )
+    except (InvalidCard, CertificateRefused) as error:
+        raise GatewayRefused(f"[exchange]: {error}") from error

@@ -1,0 +1,36 @@
+"""TLS with this hospital's equipment (PS3.15 B.12, BCP 195): certificates on both sides."""
+
+import ssl
+from pathlib import Path
+
+
+def server_context(certificate_file: Path, key_file: Path, trust: str) -> ssl.SSLContext:
+    """Return a context that demands a certificate: TLS 1.2 or later (PS3.15 B.12, BCP 195).
+
+    `trust` is PEM text: authorities, and peers' very certificates. Raises `OSError`.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # a certificate may be its own anchor
+    context.load_cert_chain(certificate_file, key_file)
+    context.load_verify_locations(cadata=trust)
+    return context
+
+
+def client_context(
+    trust: str, certificate_file: Path | None, key_file: Path | None
+) -> ssl.SSLContext:
+    """Return a context for connections that we open to whom `trust` (PEM text) knows.
+
+    Devices are known by their certificates, not by names. Raises `OSError`, `ValueError`.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.load_verify_locations(cadata=trust)
+    if certificate_file is not None:
+        context.load_cert_chain(certificate_file, key_file)
+    return context
