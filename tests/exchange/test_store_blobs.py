@@ -166,5 +166,5 @@ def test_a_chunk_is_synced_with_its_folders_before_the_call_returns(tmp_path, mo
     blobs = open_folder(tmp_path / "blobs")
     blobs.create("chunks/ab/one", b"data")
     root = str(tmp_path / "blobs")
-    expected = [root, f"{root}/chunks", f"{root}/chunks/ab/one", f"{root}/chunks/ab"]
+    expected = [f"{root}/chunks", root, f"{root}/chunks/ab/one", f"{root}/chunks/ab"]
     assert synced == expected

@@ -165,6 +165,7 @@ def open_folder(folder: Path) -> BlobStore:
         folder = folder.resolve(strict=True)
         if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, "no permission to read and write")
+        _fan_out(folder / CHUNKS)
         return BlobStore(LocalStore(folder), folder, str(folder))
     except OSError as error:
         reason = error.strerror or "system error"
@@ -227,6 +228,18 @@ def _made(folder: Path, name: str) -> Path:
     path = folder / name
     make_folders(path.parent, folder)
     return path
+
+
+def _fan_out(chunks: Path) -> None:
+    """Make the 256 folders of chunks at once, durable on return: one by one each costs a sync."""
+    names = {f"{first:02x}" for first in range(256)}
+    chunks.mkdir(mode=0o700, exist_ok=True)
+    missing = names.difference(os.listdir(chunks))
+    for name in missing:
+        (chunks / name).mkdir(mode=0o700, exist_ok=True)
+    if missing:
+        sync_folder(chunks)
+        sync_folder(chunks.parent)
 
 
 def _says_full(text: str) -> bool:

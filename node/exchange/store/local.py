@@ -49,15 +49,17 @@ def create_file(path: Path, data: Data) -> bool:
     staging = _staging(path)
     descriptor = _open_new(staging, data)
     try:
-        _write(descriptor, data)
         try:
+            _write(descriptor, data)
             os.link(staging, path)
         except FileExistsError:
             return False
+        finally:
+            staging.unlink(missing_ok=True)
+        # Names first: then one commit of a journal holds all of it, and the folder's finds it done.
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-        staging.unlink(missing_ok=True)
     sync_folder(path.parent)
     return True
 
