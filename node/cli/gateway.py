@@ -28,6 +28,7 @@ from node.gateway.daemon import GatewayRefused, quota_of, rules_of
 from node.gateway.delivering import dimse_context, web_way
 from node.gateway.echo import echo
 from node.gateway.index import Event, SpoolError
+from node.gateway.priority import give_way
 from node.gateway.site import Opened, running
 from node.gateway.spool import Spool
 from node.keys import KeyFileError
@@ -56,7 +57,7 @@ def start(
     """Run the gateway beside the node until SIGTERM or SIGINT. Logs go to standard error."""
     with explained(), _told():
         desk = Desk.open(config_file)
-        _gateway(desk)
+        give_way(_gateway(desk).niceness)
         logging.basicConfig(
             stream=sys.stderr,
             level=desk.config.log.level.upper(),

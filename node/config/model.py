@@ -211,6 +211,8 @@ class GatewayConfig:
     quiet_ms: Delay = 60_000  # a study is complete when nothing has come for so long
     age_ms_max: Delay = 6 * 3_600_000  # and at the latest so long after its first instance
     delay_ms_max: Delay = 0  # random addition, so that block times do not tell examination times
+    # How far its processes give way to others on the processor, as nice(1): the ledger comes first.
+    niceness: Annotated[int, Field(strict=True, ge=0, le=19)] = 10
     limits: GatewayLimits = field(default_factory=GatewayLimits)
     web: WebConfig | None = None
 

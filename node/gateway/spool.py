@@ -196,7 +196,7 @@ class Spool:
     ) -> Outcome:
         """Take the instance in `path`, a file in `incoming` that is the spool's from now on."""
         try:
-            size = _sync_file(path)
+            size = path.stat().st_size
             if refused := self.room(size):
                 return self._turned_away(source, refused)
             with self._readers:
@@ -330,7 +330,7 @@ class Spool:
             return self._set_aside(source, path, size, conflict)
         target = self._place(arrival.name)
         os.rename(path, target)
-        _sync_folder(target.parent)
+        _sync_file(target)
         try:
             verdict, known = self.index.record(arrival)
         except SpoolError:
@@ -403,7 +403,7 @@ class Spool:
         row = Aside(name, refused.code, refused.reason, source, size, self._now_ms())
         target = self.folder / "quarantine" / name
         os.link(path, target)
-        _sync_folder(target.parent)
+        _sync_file(target)
         is_kept = self.index.set_aside(row, self._quota.quarantine_bytes_max)
         if not is_kept:
             target.unlink(missing_ok=True)
@@ -479,14 +479,15 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
-def _sync_file(path: Path) -> int:
-    """Return the size of the file, which is on the disk then."""
+def _sync_file(path: Path) -> None:
+    """Have a file on the disk under its name; once it has that name, so that a journal is written
+    once."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
-        return os.fstat(descriptor).st_size
     finally:
         os.close(descriptor)
+    _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:

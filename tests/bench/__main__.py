@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from node.testnet.processes import ProcessTestnet
-from tests.bench import growth, sharing, store, transfer
+from tests.bench import growth, ingest, sharing, store, transfer
 from tests.bench.audit import check
 from tests.bench.limit import verifications_per_second
 from tests.bench.load import Load, registration
@@ -48,6 +48,8 @@ def main() -> int:
         _say("the encrypted store, and transfer between two nodes")
         report["store"] = store.measure(quick=True)
         report["transfer"] = transfer.measure(512, 3)
+        _say("a gateway takes in studies beside a validator")
+        report["ingest"] = ingest.measure(quick=False)
     REPORT.parent.mkdir(exist_ok=True)
     REPORT.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     _show(report)
@@ -245,7 +247,17 @@ def _show(report: dict[str, Any]) -> None:
     if "store" in report:
         lines += [
             ("store, compression off", f"{report['store']['off']['ratio']} of the reference"),
+            ("transfer", f"{report['transfer']['transfer_share']} of a plain download"),
             ("transfer, durable", f"{report['transfer']['durable_share']} of a plain download"),
+        ]
+        taken = report["ingest"]
+        lines += [
+            (
+                f"{taken['slices']} slices",
+                f"received in {taken['received_s']} s, final and stored {taken['final_and_stored_s']}"
+                f" s later, at most {taken['peak_mib']} MiB",
+            ),
+            ("p99 beside ingest", f"{taken['beside']['p99_ratio']} of that without"),
         ]
     for name, value in lines:
         console.print(f"[bold]{name:>26}[/bold]  {value}", highlight=False)

@@ -61,7 +61,7 @@ def test_nothing_is_answered_before_file_folder_and_row_are_synced(spool, instan
     )
     offer(spool, instance())
     file, folder, row = done
-    assert "/incoming/" in file
+    assert "/instances/" in file
     assert "/instances/" in folder
     assert row == "row"
     connection = spool.index._connection
