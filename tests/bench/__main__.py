@@ -254,8 +254,8 @@ def _show(report: dict[str, Any]) -> None:
         lines += [
             (
                 f"{taken['slices']} slices",
-                f"received in {taken['received_s']} s, final and stored {taken['final_and_stored_s']}"
-                f" s later, at most {taken['peak_mib']} MiB",
+                f"received in {taken['received_s']} s, final and stored "
+                f"{taken['final_and_stored_s']} s later, at most {taken['peak_mib']} MiB",
             ),
             ("p99 beside ingest", f"{taken['beside']['p99_ratio']} of that without"),
         ]
