@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 COPY_BYTES = 64 * 1024
 HANDSHAKE_SECONDS = 10.0
 HANG_UP_SECONDS = 5.0
+_BACKLOG = 128
+_EXHAUSTED_SECONDS = 0.2
 _REPORT_SECONDS = 60.0  # one event for many refusals of one kind from one address
 
 # Called with a socket and the peer's IP address; False when no association can be served now.
@@ -53,50 +55,83 @@ class Front:
         self, rules: FrontRules, hand: Hand, report: Report, tls: ssl.SSLContext | None = None
     ) -> None:
         self._rules, self._hand, self._report, self._tls = rules, hand, report, tls
-        self._server: asyncio.Server | None = None
+        self._listening: list[socket.socket] = []
+        self._accepting: list[asyncio.Task[None]] = []
         self._connections: set[asyncio.Task[None]] = set()
+        self._unclaimed: set[socket.socket] = set()  # accepted; their task has not begun
         self._associations = 0
         self._told: Counter[tuple[str, str]] = Counter()
         self._forgetting: asyncio.TimerHandle | None = None
 
     async def start(self, host: str, port: int) -> None:
         """Listen. Raises `OSError`."""
-        self._server = await asyncio.start_server(self._welcome, host, port, limit=COPY_BYTES)
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        for family, address in sorted({(each[0], each[4]) for each in found}):
+            listening = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+            listening.setblocking(False)
+            self._listening.append(listening)
+        self._accepting = [loop.create_task(self._accept(each)) for each in self._listening]
 
     @property
     def port(self) -> int:
         """The port that we listen on."""
-        if self._server is None:
+        if not self._listening:
             raise ValueError("the front does not listen")
-        number: int = self._server.sockets[0].getsockname()[1]
+        number: int = self._listening[0].getsockname()[1]
         return number
+
+    @property
+    def connections(self) -> int:
+        """How many connections there are now, those that wait to associate included."""
+        return len(self._connections)
+
+    @property
+    def associations(self) -> int:
+        """How many associations are served now."""
+        return self._associations
 
     async def stop(self) -> None:
         """Close the door and end what is under way."""
-        if self._server is not None:
-            self._server.close()
         if self._forgetting is not None:
             self._forgetting.cancel()
-        for task in self._connections:
+        tasks = [*self._accepting, *self._connections]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for left in (*self._listening, *self._unclaimed):
+            left.close()
 
-    def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        peer = (writer.get_extra_info("peername") or ("unknown",))[0]
+    async def _accept(self, listening: socket.socket) -> None:
+        """Take connections up. TLS comes with the transport: begun later on an open one, as by
+        `start_tls`, it may miss the peer's first bytes, which have been read by then."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                accepted, address = await loop.sock_accept(listening)
+            except OSError as error:  # no descriptors, no memory: others may give some back
+                log.warning("a connection cannot be taken reason=%s", error.strerror)
+                await asyncio.sleep(_EXHAUSTED_SECONDS)
+                continue
+            self._welcome(accepted, address[0])
+
+    def _welcome(self, accepted: socket.socket, peer: str) -> None:
         if len(self._connections) >= self._rules.connections_max:
             self._refuse(peer, "too_many_connections")
-            writer.transport.abort()
+            accepted.close()
             return
-        task = asyncio.get_running_loop().create_task(self._serve(reader, writer, peer))
+        self._unclaimed.add(accepted)
+        task = asyncio.get_running_loop().create_task(self._serve(accepted, peer))
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
 
-    async def _serve(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: str
-    ) -> None:
+    async def _serve(self, accepted: socket.socket, peer: str) -> None:
+        self._unclaimed.discard(accepted)
+        writer = None
         try:
-            if self._tls is not None:
-                await writer.start_tls(self._tls, ssl_handshake_timeout=HANDSHAKE_SECONDS)
+            reader, writer = await self._open(accepted)
             async with asyncio.timeout(self._rules.arrival_seconds):
                 request, who = await _request(reader)
             refused = self._why_not(who, _certificate(writer))
@@ -116,7 +151,23 @@ class Front:
             log.debug("connection ended peer=%s", peer)
         finally:
             # Not a graceful end: whoever does not read would hold us, and all was said already.
-            writer.close()
+            if writer is not None:
+                writer.close()
+
+    async def _open(
+        self, accepted: socket.socket
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Return the connection's streams, after the handshake if there is TLS."""
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(limit=COPY_BYTES)
+        protocol = asyncio.StreamReaderProtocol(reader)
+        transport, _ = await loop.connect_accepted_socket(
+            lambda: protocol,
+            accepted,
+            ssl=self._tls,
+            ssl_handshake_timeout=None if self._tls is None else HANDSHAKE_SECONDS,
+        )
+        return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
     async def _associate(
         self,

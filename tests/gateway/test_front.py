@@ -10,6 +10,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+import uvloop
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -20,7 +21,7 @@ from pynetdicom import build_context
 
 from node.gateway import pdu
 from node.gateway.commitments import Peer
-from node.gateway.front import _Passage
+from node.gateway.front import Front, FrontRules, _Passage
 from node.gateway.pdu import InvalidPdu
 from node.gateway.spool import Quota, Spool
 from node.gateway.tls import server_context
@@ -452,3 +453,31 @@ def test_the_door_does_not_hold_descriptors(folder):
                     await asyncio.sleep(0)
 
     asyncio.run(visit())
+
+
+def test_no_first_byte_of_tls_is_missed(tmp_path):
+    """The peer's hello may be here before we look; uvloop, which serves, has read it by then."""
+    server, peer = Identity(tmp_path, "server"), Identity(tmp_path, "peer")
+    tls = server_context(server.certificate, server.key, peer.certificate.read_text())
+
+    def hello(port):
+        client = peer.client(server).wrap_socket(
+            socket.create_connection(("127.0.0.1", port)), do_handshake_on_connect=False
+        )
+        client.setblocking(False)
+        with pytest.raises(ssl.SSLWantReadError):
+            client.do_handshake()
+        client.settimeout(20)
+        return client
+
+    async def knock():
+        front = Front(FrontRules(TITLE, {}), lambda *_: False, lambda *_: None, tls)
+        await front.start("127.0.0.1", 0)
+        try:
+            for _ in range(20):
+                with hello(front.port) as client:
+                    await in_thread(client.do_handshake)
+        finally:
+            await front.stop()
+
+    uvloop.run(knock())
