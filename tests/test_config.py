@@ -2,7 +2,9 @@
 
 import configparser
 import dataclasses
+import re
 import tomllib
+import typing
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,6 @@ from node.config import (
     ConfigError,
     NodeConfig,
     PeerAddress,
-    RpcLimits,
     load_config,
     model,
     parse_config,
@@ -55,18 +56,81 @@ def test_the_sample_loads_and_its_paths_start_at_its_folder():
     )
 
 
+SHOWN = re.compile(r"^(?P<comment># )?(?P<name>[a-z][a-z_]*) = (?P<value>.+)$")
+
+
+def shown():
+    """Yield (table, key, its line, whether it is commented out) of the sample, tables dotted."""
+    table = ""
+    for line in SAMPLE.read_text().splitlines():
+        if line.startswith("["):
+            table = line[1:].partition("]")[0]
+        elif found := SHOWN.match(line):
+            yield table, found["name"], line.removeprefix("# "), bool(found["comment"])
+
+
+def sections(kind, table=""):
+    """Yield every table of settings, dotted, with its class and its fields' types."""
+    hints = typing.get_type_hints(kind)
+    yield table, kind, hints
+    for name, hint in hints.items():
+        if typing.get_origin(hint) is tuple:
+            continue
+        for inner in typing.get_args(hint) or (hint,):
+            if dataclasses.is_dataclass(inner):
+                yield from sections(inner, f"{table}.{name}" if table else name)
+
+
+def elements(hint):
+    """Return the class of the tables that a list of settings has, None if it has none."""
+    kinds = typing.get_args(hint) if typing.get_origin(hint) is tuple else ()
+    return next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
+
+
+def test_the_sample_shows_every_key_of_every_table():
+    there = {(table, name) for table, name, *_ in shown()}
+    headers = set(re.findall(r"^\[([a-z._]+)\]", SAMPLE.read_text(), re.MULTILINE))
+    missing = []
+    for table, kind, hints in sections(NodeConfig):
+        for field in dataclasses.fields(kind):
+            place = f"{table}.{field.name}" if table else field.name
+            if place not in headers and (table, field.name) not in there:
+                missing.append(place)
+            if element := elements(hints[field.name]):
+                text = SAMPLE.read_text().partition(f"[{table}]")[2].partition("\n[")[0]
+                missing += [
+                    f"{place}[].{inner.name}"
+                    for inner in dataclasses.fields(element)
+                    if f"{inner.name} = " not in text
+                ]
+    assert missing == []
+
+
 def test_what_the_sample_comments_out_is_the_default():
+    known = {table: kind for table, kind, _ in sections(NodeConfig)}
+    for table, name, line, is_commented in shown():
+        fields = {field.name: field for field in dataclasses.fields(known[table])}
+        assert name in fields, f"[{table}] {name}"
+        default = fields[name].default
+        if is_commented and default not in (None, dataclasses.MISSING, ()):
+            value = tomllib.loads(line)[name]
+            assert (tuple(value) if isinstance(value, list) else value) == default, line
+
+
+def test_every_example_in_the_sample_can_be_used():
+    """What is commented out has the right form; of alternatives the last one is taken."""
+    alternatives = {"passphrase_environment", "url", "endpoint"}
     lines = []
     for line in SAMPLE.read_text().splitlines():
-        name = line.removeprefix("# ").partition(" = ")[0]
-        if line.startswith("# ") and name.endswith(("_max", "_ms")):
-            line = line.removeprefix("# ")
-        lines.append(line)
-    text = "\n".join(lines)
-    assert len(tomllib.loads(text)["rpc"]["limits"]) == len(dataclasses.fields(RpcLimits))
-    assert parse_config(text.encode(), name="", base=SAMPLE.parent.absolute()) == load_config(
-        SAMPLE
-    )
+        found = SHOWN.match(line)
+        name = found["name"] if found else ""
+        is_other = name in alternatives or name.startswith("master_key")
+        is_other = is_other or name == "master_passphrase_environment"
+        lines.append(line if not found or is_other else line.removeprefix("# "))
+    config = parse_config("\n".join(lines).encode(), name="", base=SAMPLE.parent.absolute())
+    assert config.gateway.metrics_port == 7630
+    assert config.gateway.web.tls_certificate_file == SAMPLE.parent / "web.crt.pem"
+    assert config.exchange.peers[0].port == config.exchange.listen_port
 
 
 def test_names_of_institutions_are_those_of_transactions():

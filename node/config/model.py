@@ -208,6 +208,7 @@ class GatewayConfig:
     tls_trust_file: ResolvedPath | None = None  # PEM; who signs the peers' certificates
     peers: Annotated[tuple[DicomPeer, ...], Field(max_length=256)] = ()
     watch_dir: ResolvedPath | None = None
+    metrics_port: AnyPort | None = None  # of /health and /metrics, on 127.0.0.1; None: neither
     quiet_ms: Delay = 60_000  # a study is complete when nothing has come for so long
     age_ms_max: Delay = 6 * 3_600_000  # and at the latest so long after its first instance
     delay_ms_max: Delay = 0  # random addition, so that block times do not tell examination times

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import orjson
 from aiohttp import web
@@ -29,7 +30,7 @@ from node.gateway.web.gate import ALLOWED_HEADERS, ALLOWED_METHODS, Gate, Role, 
 from node.gateway.web.matching import Level, read_query
 from node.gateway.web.resources import ROOT, Resources, search_fixed, study_of
 from node.gateway.web.wado import Answer, Retriever
-from node.keys import load_token
+from node.keys import create_token, load_token
 from node.rpc.dispatch import incident
 
 # aiohttp would log what it cannot parse, with a traceback and the line itself: maybe a token.
@@ -98,7 +99,7 @@ class WebServer:
         """Listen. Raises `OSError` naming the address or the file when that fails."""
         config = self._config
         outside = config.outside_token_file
-        tokens = Tokens(load_token(config.token_file), load_token(outside) if outside else None)
+        tokens = Tokens(_token(config.token_file), _token(outside) if outside else None)
         self._gate = Gate(config, tokens)
         context = self._tls()
         self._runner = web.AppRunner(
@@ -369,6 +370,11 @@ class _Refuse(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         if isinstance(transport, asyncio.Transport):
             transport.abort()
+
+
+def _token(path: Path) -> str:
+    """Return the token in a file, made the first time. Raises `KeyFileError`."""
+    return load_token(path) if path.exists() else create_token(path)
 
 
 def _check(config: WebConfig) -> None:
