@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -14,28 +15,32 @@ from typing import Annotated
 import typer
 import uvloop
 
+from node import provision
 from node.cli.arguments import DEFAULT_CONFIG, ConfigFile
 from node.cli.context import Desk
 from node.cli.failures import UNABLE, USAGE, WRONG, Failure, explained
-from node.cli.output import Json, say, show_json, show_pairs, show_table, time_text
+from node.cli.gateway_report import show_status, status_of
+from node.cli.output import Json, say, show_json, show_pairs
 from node.cli.registrar import opened
 from node.config import DicomPeer, GatewayConfig, StoreConfig
 from node.exchange.store.errors import StoreError
 from node.exchange.store.opening import open_store
 from node.exchange.store.store import StudyStore
-from node.gateway.closing import closes_at
+from node.gateway import health
+from node.gateway.acting import Acting
 from node.gateway.daemon import GatewayRefused, quota_of, rules_of
 from node.gateway.delivering import dimse_context, web_way
+from node.gateway.directory import Directory
 from node.gateway.echo import echo
-from node.gateway.index import Event, SpoolError
+from node.gateway.exchange_opening import identity_of, settings_of
+from node.gateway.index import SpoolError
+from node.gateway.knocking import unanswered
 from node.gateway.priority import give_way
 from node.gateway.site import Opened, running
 from node.gateway.spool import Spool
 from node.keys import KeyFileError
 
 log = logging.getLogger(__name__)
-
-EVENTS_SHOWN = 10
 
 app = typer.Typer(no_args_is_help=True, help="Receive images, register and store them.")
 
@@ -67,68 +72,30 @@ def start(
 
 
 @app.command()
-def status(config_file: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Show what waits, what is in quarantine and why, and the last refusals."""
+def status(
+    config_file: ConfigFile = DEFAULT_CONFIG,
+    check_progress: Annotated[
+        bool,
+        typer.Option("--check", help="Exit with 3 if something keeps the gateway from progress."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what is wrong, what waits, what is in quarantine and why, and the last refusals."""
     with explained(as_json), _told(), _spool(Desk.open(config_file)) as (config, spool):
-        rules, usage, asides = rules_of(config), spool.usage(), spool.asides()
-        gatherings = spool.gatherings()
-        events = [event for _, event in spool.index.last_events(EVENTS_SHOWN)]
-        refused = spool.room()
+        told = health.load(spool.folder, time.time_ns() // 1_000_000)
+        shown = status_of(spool, rules_of(config), told)
         if as_json:
-            show_json(
-                {
-                    "usage": usage._asdict(),
-                    "refusal": None if refused is None else refused.reason,
-                    "studies": [
-                        {
-                            "ref": study.study.hex()[:12],
-                            "waiting": study.waiting,
-                            "taken": study.taken,
-                            "closes_ms": closes_at(study, rules),
-                            "attempts": study.attempts,
-                            "reason": study.reason,
-                        }
-                        for study in gatherings
-                    ],
-                    "quarantine": [aside._asdict() for aside in asides],
-                    "events": [event._asdict() for event in events],
-                }
-            )
-            return
-        show_pairs(
-            [
-                ("instances", usage.files),
-                ("bytes", usage.bytes),
-                ("in quarantine", usage.aside_files),
-                ("takes more", "yes" if refused is None else f"no: {refused.reason}"),
-            ]
-        )
-        if gatherings:
-            show_table(
-                ("study", "waiting", "taken", "closes", "attempts", "reason"),
-                [
-                    (
-                        study.study.hex()[:12],
-                        study.waiting,
-                        study.taken,
-                        time_text(closes_at(study, rules)),
-                        study.attempts,
-                        study.reason,
-                    )
-                    for study in gatherings
-                ],
-            )
-        if asides:
-            show_table(
-                ("quarantine", "time", "source", "code", "reason"),
-                [(a.name, time_text(a.time_ms), a.source, a.code, a.reason) for a in asides],
-            )
-        _show_events(events)
+            show_json(shown)
+        else:
+            show_status(shown)
+        if check_progress and not told.is_well:
+            raise typer.Exit(UNABLE)
 
 
 @app.command()
 def check(config_file: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> None:
-    """Try everything the gateway needs: node, spool, store, and an echo of every peer."""
+    """Try everything the gateway needs: node, spool, store, an echo of every peer, and the
+    exchange of every other hospital in the config."""
     with explained(as_json), _told():
         desk = Desk.open(config_file)
         config = _gateway(desk)
@@ -137,6 +104,7 @@ def check(config_file: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> No
             "spool": _try_spool(config),
             "store": _try_store(desk.config.store),
             **{f"peer {peer.ae_title}": _try_peer(config, peer) for peer in config.peers},
+            **asyncio.run(_try_exchange(desk)),
         }
         if as_json:
             show_json(findings)
@@ -244,6 +212,25 @@ async def _try_node(desk: Desk) -> str:
     return ""
 
 
+async def _try_exchange(desk: Desk) -> dict[str, str]:
+    """Return what is wrong with the way to each other hospital's exchange, "" for nothing."""
+    config = desk.config.exchange
+    if config is None:
+        return {}
+    names = [f"exchange {peer.institution}" for peer in config.peers]
+    try:
+        passphrase = provision.passphrase_of(desk.config.key)
+        identity = identity_of(desk.config, passphrase)
+        places = settings_of(config).places
+        directory = Directory(desk.genesis(), places, desk.config.institution)
+        async with desk.client() as client, opened(desk) as (_, signer):
+            await directory.refresh(Acting(client, signer))
+        silent = await unanswered(directory, identity)
+    except Exception as error:  # noqa: BLE001 - it is shown beside the other findings
+        return dict.fromkeys(names, f"cannot be tried: {error}")
+    return dict.fromkeys(names, "") | {f"exchange {name}": why for name, why in silent.items()}
+
+
 def _try_spool(config: GatewayConfig) -> str:
     try:
         spool = Spool(config.spool_dir, quota_of(config))
@@ -277,11 +264,3 @@ def _try_peer(config: GatewayConfig, peer: DicomPeer) -> str:
     except (OSError, ValueError, KeyFileError) as error:
         return str(error)
     return ""
-
-
-def _show_events(events: list[Event]) -> None:
-    if events:
-        show_table(
-            ("time", "event", "source", "code"),
-            [(time_text(e.time_ms), e.kind, e.source, e.code) for e in events],
-        )

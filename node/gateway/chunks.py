@@ -3,6 +3,8 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Collection
+from operator import add
+from typing import NamedTuple
 
 from node.exchange.store.errors import (
     ChunkMissing,
@@ -20,10 +22,19 @@ _NOT_HELD = (StudyUnknown, StudyErased, VersionUnknown, ChunkUnknown, ChunkMissi
 _STUDIES_REMEMBERED = 16
 
 
+class Arrived(NamedTuple):
+    """What came from other hospitals since the start."""
+
+    chunks: int = 0  # whose digest was right
+    bytes: int = 0  # of these
+    refused: int = 0  # chunks whose digest was wrong
+
+
 class StoreChunks:
     """`ChunkSource` and `ChunkSink` over a `StudyStore`; waits for disks, called in threads."""
 
     def __init__(self, store: StudyStore) -> None:
+        self.arrived = Arrived()
         self._store = store
         self._lock = threading.Lock()
         self._digests: OrderedDict[tuple[bytes, tuple[int, ...]], frozenset[bytes]] = OrderedDict()
@@ -61,7 +72,13 @@ class StoreChunks:
         try:
             self._store.put_ciphertext(digest, bytes(data))
         except Damaged as error:
+            self._count(Arrived(refused=1))
             raise WrongDigest(digest.hex()) from error
+        self._count(Arrived(1, len(data)))
+
+    def _count(self, more: Arrived) -> None:
+        with self._lock:
+            self.arrived = Arrived(*map(add, self.arrived, more))
 
     def _digests_of(self, study_id: bytes) -> frozenset[bytes]:
         place = study_id, tuple(self._store.versions(study_id))

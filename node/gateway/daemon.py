@@ -84,19 +84,20 @@ class Gateway:
     def __init__(self, parts: Parts, *, log_level: int = logging.INFO) -> None:
         """Raises `GatewayRefused` for settings and files that cannot be used."""
         config = self._config = parts.config
-        self._parts = parts
+        self._parts, self.store = parts, parts.store
+        self.registered = self.stored = 0  # versions, since the start
         rules = rules_of(config)
         try:
             self.spool = Spool(config.spool_dir, quota_of(config), rules)
             tls, pins, trusts = _trust(config)
             ways = ways_of(config)
-            self._deliveries = open_deliveries(self.spool)
+            self.deliveries = open_deliveries(self.spool)
         except (SpoolError, WayUnusable, DeliveriesUnusable) as error:
             raise GatewayRefused(str(error)) from error
         settings = _settings(config, trusts, log_level)
         self.holdings = StoreHoldings(parts.store, parts.may_show)
         self.deliverer = deliverer(
-            self._deliveries, self.spool, self.holdings, ways, self._delivered
+            self.deliveries, self.spool, self.holdings, ways, self._delivered
         )
         lender = Lender(self.holdings, self._given_out)
         self.receiving = Receiving(settings, self._report, lender)
@@ -135,7 +136,7 @@ class Gateway:
                 await self.web.stop()
             await self.front.stop()
             await self.receiving.stop()
-            self._deliveries.close()
+            self.deliveries.close()
             self.spool.close()
 
     async def _open_door(self) -> None:
@@ -166,9 +167,12 @@ class Gateway:
 
     async def _register(self, paths: Sequence[Path]) -> Registrations:
         parts = self._parts
-        return await register(paths, parts.client, parts.vault, parts.signer)
+        done = await register(paths, parts.client, parts.vault, parts.signer)
+        self.registered += sum(each.is_done and each.submitted is not None for each in done.studies)
+        return done
 
     def _kept(self, study_id: bytes) -> None:
+        self.stored += 1
         self.list_study(study_id)
         self._parts.on_kept(study_id)
 

@@ -133,6 +133,19 @@ class Deliveries:
         """Return the deliveries that are not at their end, the first to do first."""
         return self._read("WHERE state = 'waiting' ORDER BY due_ms, number")
 
+    def counts(self) -> dict[State, int]:
+        """Return how many deliveries there are in each state."""
+        rows = self._query("SELECT state, COUNT(*) FROM delivery GROUP BY state")
+        return dict.fromkeys(State, 0) | {State(state): count for state, count in rows}
+
+    def stuck(self) -> dict[str, str]:
+        """Return the PACS for which deliveries wait after an attempt, with the last reason."""
+        sql = (
+            "SELECT target, reason FROM delivery"
+            " WHERE state = 'waiting' AND attempts > 0 ORDER BY number"
+        )
+        return dict(self._query(sql))
+
     def get(self, number: int) -> Delivery | None:
         """Return one delivery."""
         return next(iter(self._read("WHERE number = ?", (number,))), None)

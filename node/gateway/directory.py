@@ -60,6 +60,11 @@ class Directory:
         """Return whose key this is now, None if nobody's."""
         return self._institutions.get(key)
 
+    @property
+    def placed(self) -> tuple[str, ...]:
+        """The hospitals whose exchange the config names."""
+        return tuple(self._places)
+
     def holder(self, institution: str) -> Holder | None:
         """Return how to reach a hospital's exchange, None if the config or the ledger does not
         say."""

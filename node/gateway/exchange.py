@@ -33,6 +33,7 @@ from node.gateway.elsewhere import Conflicts, conflict_post
 from node.gateway.erasures import Erasures
 from node.gateway.finding import Finding, FindingSettings
 from node.gateway.key_service import KeyService, Pace
+from node.gateway.knocking import unanswered
 from node.gateway.ledger_events import LedgerEvents, id_in, word_in
 from node.gateway.permits import LedgerPermits
 from node.gateway.requester import (
@@ -173,6 +174,10 @@ class Exchange:
         """Return what compares copies from other hospitals with what is in `spool`, and arrives."""
         given = self._given
         return Conflicts(given.acting, self.requester, self.directory, given.identity, spool)
+
+    async def unanswered(self) -> dict[str, str]:
+        """Return the hospitals whose exchange does not let this one in, and why."""
+        return await unanswered(self.directory, self._given.identity)
 
     async def refresh(self) -> None:
         """Learn anew which hospitals there are. Raises what `Client` raises."""

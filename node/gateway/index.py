@@ -8,6 +8,7 @@ No identifier stands in it in clear: what is looked up is an HMAC under the spoo
     promises     number           -> peer, sealed storage commitment that is to be reported
     events       number           -> time, kind, source, code: the last 10,000
     usage        1                -> files and bytes that wait, and that are in quarantine
+    totals       name             -> what was ever taken (`totals.py`)
 
 An instance *waits*, is *taken* (its study is being registered) and is *stored* (registered, kept in
 the store, its file removed); the row stays, since it tells a later copy from a conflict. A method
@@ -21,7 +22,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from node.gateway import totals
 
 SCHEMA_VERSION = 1
 EVENTS_MAX = 10_000
@@ -188,6 +191,7 @@ class Index:
             ).fetchone()
             if known is not None:
                 if known[1] == arrival.file or known[2] == arrival.content:
+                    totals.count(connection, totals.DUPLICATES, 1)
                     return Verdict.KNOWN, known[0]
                 sql = "UPDATE instances SET is_disputed = 1 WHERE sop = ?"
                 connection.execute(sql, (arrival.sop,))
@@ -200,6 +204,8 @@ class Index:
             if study is not None and study[1] >= STUDY_INSTANCES_MAX:
                 return Verdict.FULL, ""
             _insert(connection, arrival)
+            totals.count(connection, totals.INSTANCES, 1)
+            totals.count(connection, totals.BYTES, arrival.size)
         return Verdict.NEW, ""
 
     def holds(self, sops: Sequence[bytes]) -> set[bytes]:
@@ -220,7 +226,7 @@ class Index:
         )
         with self._read() as connection:
             rows = connection.execute(sql).fetchall()
-        return [_gathering(*row) for row in rows]
+        return [_gathering(row) for row in rows]
 
     def contents(self, sops: Sequence[bytes]) -> dict[bytes, bytes]:
         """Return what stands for the content of those instances that are known."""
@@ -392,6 +398,11 @@ class Index:
         with self._read() as connection:
             return _usage(connection)
 
+    def totals(self) -> dict[str, int]:
+        """Return what was ever taken, by the names of `totals`."""
+        with self._read() as connection:
+            return totals.read(connection)
+
     @contextmanager
     def _read(self) -> Iterator[sqlite3.Connection]:
         with self._lock, _translated():
@@ -425,6 +436,7 @@ def _prepare(connection: sqlite3.Connection) -> None:
         raise SpoolError("index.db is another program's database: set another gateway.spool_dir")
     elif version > SCHEMA_VERSION:
         raise SpoolError(f"spool format {version}; this program knows {SCHEMA_VERSION}: upgrade it")
+    connection.execute(totals.SCHEMA)
 
 
 def _insert(connection: sqlite3.Connection, arrival: Arrival) -> None:
@@ -443,20 +455,10 @@ def _insert(connection: sqlite3.Connection, arrival: Arrival) -> None:
     _use(connection, 1, arrival.size)
 
 
-def _gathering(
-    study: bytes,
-    first_ms: int,
-    last_ms: int,
-    delay_ms: int,
-    waiting: int,
-    taken: int,
-    is_signalled: int,
-    attempts: int,
-    retry_ms: int,
-    reason: str,
-) -> Gathering:
-    counts = (first_ms, last_ms, delay_ms, waiting, taken)
-    return Gathering(study, *counts, bool(is_signalled), attempts, retry_ms, reason)
+def _gathering(row: Sequence[Any]) -> Gathering:
+    values = list(row)
+    values[6] = bool(values[6])  # is_signalled
+    return Gathering(*values)
 
 
 def _taken(connection: sqlite3.Connection, study: bytes) -> list[SpooledFile]:

@@ -113,7 +113,7 @@ class Requester:
         """
         self._acting, self._store, self._keys = acting, store, keys
         self._directory, self._identity, self._limits = directory, identity, limits
-        self._chunks = StoreChunks(store)
+        self.chunks = StoreChunks(store)
         self._transfers = Transfers(folder / "transfers")
         self.received = Deliveries(folder / "received")
         self._uses = Uses(folder / "uses", acting)
@@ -218,7 +218,7 @@ class Requester:
                 self._identity,
                 wanted,
                 holders,
-                self._chunks,
+                self.chunks,
                 self._transfers,
                 limits=self._limits,
                 prepare=lambda offer: self._adopt(request, offer),

@@ -9,6 +9,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 from node.config.model import GatewayConfig, NodeConfig
@@ -21,7 +22,10 @@ from node.gateway.erasures import Erasures
 from node.gateway.exchange import Exchange
 from node.gateway.exchange_opening import belongings_of, settings_of
 from node.gateway.hand_over import HandOver
+from node.gateway.health_server import HOST, HealthServer
 from node.gateway.ledger_events import LedgerEvents
+from node.gateway.metrics import GatewayMetrics
+from node.gateway.monitor import Monitor, Watched
 from node.gateway.shown import Shown
 from node.imaging.vault import Vault
 from node.ledger.genesis import Genesis
@@ -84,11 +88,39 @@ async def running(
         conflicts = exchange.conflicts(gateway.spool)
         conflicts.attach(events)
         work += [hand_over.backlog.run(), conflicts.backlog.run(), conflicts.run()]
-    async with gateway.running(), context(), asyncio.TaskGroup() as group:
+    metrics = GatewayMetrics(version("radledger"))
+    monitor = Monitor(Watched(gateway, opened.client, exchange), metrics)
+    monitor.metrics.spool_bytes_max.set(config.gateway.limits.spool_bytes_max)
+    work.append(monitor.run())
+    async with (
+        gateway.running(),
+        context(),
+        _told(config.gateway, monitor),
+        asyncio.TaskGroup() as group,
+    ):
         tasks = [group.create_task(each) for each in work]
         yield gateway
         for task in tasks:
             task.cancel()
+
+
+@asynccontextmanager
+async def _told(config: GatewayConfig, monitor: Monitor) -> AsyncIterator[None]:
+    """Serve /health and /metrics where the config names a port. Raises `GatewayRefused`."""
+    if config.metrics_port is None:
+        yield
+        return
+    server = HealthServer(lambda: monitor.health, monitor.metrics)
+    try:
+        await server.start(config.metrics_port)
+    except OSError as error:
+        sentence = f"[gateway] metrics_port: cannot listen on {HOST}:{config.metrics_port}"
+        raise GatewayRefused(f"{sentence}: {error.strerror}") from error
+    log.info("health and metrics listen port=%d", server.port)
+    try:
+        yield
+    finally:
+        await server.stop()
 
 
 class _Sides:

@@ -56,6 +56,7 @@ log = logging.getLogger(__name__)
 
 KEY_BYTES = 32
 COPY_BYTES = 1 << 20
+DISK_FULL = "the disk is full; try again later"
 READERS = 2  # instances that are parsed at once: memory is bounded by this, not by the senders
 _NONCE_BYTES = 12
 
@@ -151,7 +152,7 @@ class Spool:
         elif used.bytes + size > self._quota.bytes_max:
             reason = f"{used.bytes} bytes wait to be registered; try again later"
         elif free - size < self._quota.disk_reserve_bytes:
-            reason = "the disk is full; try again later"
+            reason = DISK_FULL
         else:
             return None
         return Refused(code="no_room", reason=reason)

@@ -1,6 +1,6 @@
 """The key file: sealed study keys, and which chunks are whose. An sqlite file beside the blobs.
 
-    meta      name            -> value; "header" (`master.py`), "store_id"
+    meta      name            -> value; "header" (`master.py`), "store_id", "scrubbed"
     studies   id              -> sealed key (NULL once destroyed), state, times
     versions  study, version  -> digest and length of the sealed index, instances, bytes as received
     chunks    digest          -> study, stored bytes, whether it is here
@@ -342,6 +342,16 @@ class Catalog:
         self._header, self._sealer = header, sealer
         self.compact()
         return len(sealed)
+
+    def note_scrub(self, note: bytes) -> None:
+        """Keep what the last scrub found."""
+        with self._change() as connection:
+            connection.execute("INSERT OR REPLACE INTO meta VALUES ('scrubbed', ?)", (note,))
+
+    def last_scrub(self) -> bytes | None:
+        """Return what was kept of the last scrub, None if there was none."""
+        rows = self._read("SELECT value FROM meta WHERE name = 'scrubbed'")
+        return rows[0][0] if rows else None
 
     def compact(self) -> None:
         """Rewrite the file so that nothing deleted is left in it or its log."""

@@ -5,6 +5,7 @@ holder and `put_ciphertext` writes it anew. No study key is needed.
 """
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -48,6 +49,14 @@ class Finding:
     sentence: str
 
 
+@dataclass(frozen=True, slots=True)
+class Scrubbed:
+    """What the last whole scrub found."""
+
+    time_ms: int  # since 1970, of its end
+    found: dict[str, int]  # by `Kind`
+
+
 def scrub(
     blobs: BlobStore,
     catalog: Catalog,
@@ -59,8 +68,30 @@ def scrub(
     """Yield everything that is wrong; with `collect` orphans are deleted too.
 
     Raises `BlobsUnavailable` when the place of the blobs cannot be reached: nothing is then noted
-    as lost. Whoever wants it slower waits in `progress`.
+    as lost. Whoever wants it slower waits in `progress`. Read to its end, it is noted in the
+    catalogue: see `last_scrub`.
     """
+    found = dict.fromkeys((kind.value for kind in Kind), 0)
+    for finding in _everything(blobs, catalog, collect, orphan_age_ms, progress):
+        found[finding.kind.value] += 1
+        yield finding
+    note = {"time_ms": time.time_ns() // 1_000_000, "found": found}
+    catalog.note_scrub(json.dumps(note).encode())
+
+
+def last_scrub(catalog: Catalog) -> Scrubbed | None:
+    """Return what the last scrub that came to its end found. Raises `StoreError`."""
+    note = catalog.last_scrub()
+    return None if note is None else Scrubbed(**json.loads(note))
+
+
+def _everything(
+    blobs: BlobStore,
+    catalog: Catalog,
+    collect: bool,
+    orphan_age_ms: int,
+    progress: Progress | None,
+) -> Iterator[Finding]:
     started_ms = time.time_ns() // 1_000_000
     total, done = catalog.stored_bytes(), 0
     for row in catalog.chunks():

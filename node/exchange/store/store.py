@@ -46,7 +46,7 @@ from node.exchange.store.migrate import Migration, migrate
 from node.exchange.store.pack import pack_instances
 from node.exchange.store.records import Erasure, StoredStudy, Usage
 from node.exchange.store.reuse import merge, split
-from node.exchange.store.scrub import ORPHAN_AGE_MS, Finding, Progress, scrub
+from node.exchange.store.scrub import ORPHAN_AGE_MS, Finding, Progress, Scrubbed, last_scrub, scrub
 from node.exchange.store.sealing import new_key, open_chunk, open_index, seal_chunk, seal_index
 
 WORKERS = 4  # half of them wait for the disk
@@ -430,6 +430,10 @@ class StudyStore:
             orphan_age_ms=orphan_age_ms,
             progress=progress,
         )
+
+    def last_scrub(self) -> Scrubbed | None:
+        """Return what the last scrub that came to its end found, None if there was none."""
+        return last_scrub(self._catalog)
 
     def usage(self) -> Usage:
         """Return what the store holds."""

@@ -6,6 +6,7 @@ means, and what it sends can be held against it by name.
 
 import asyncio
 import json
+import os
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -124,6 +125,13 @@ class Link:
         """Let go of its connections."""
         if self._session is not None:
             await self._session.close()
+
+    async def knock(self) -> None:
+        """Return if it answers, and knows this hospital. Raises the exceptions of this module."""
+        url = self._url + "/"
+        limit_s = self._limits.connect_timeout_ms / 1000
+        async with self._asked(lambda session: session.get(url), limit_s) as answer:
+            await _require_good(answer, {200, 404})
 
     async def offer(self, request_id: bytes) -> bytes:
         """Return an encoded offer. Raises the exceptions of this module."""
@@ -266,4 +274,6 @@ def _continues(response: aiohttp.ClientResponse, start: int) -> bool:
 def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "it did not answer in time, or was too slow"
-    return f"the connection failed: {type(error).__name__}"
+    number = getattr(error, "errno", None)
+    reason = os.strerror(number) if type(number) is int and number > 0 else type(error).__name__
+    return f"the connection failed: {reason}"
