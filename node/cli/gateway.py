@@ -20,6 +20,7 @@ from node.cli.arguments import DEFAULT_CONFIG, ConfigFile
 from node.cli.context import Desk
 from node.cli.failures import UNABLE, USAGE, WRONG, Failure, explained
 from node.cli.gateway_report import show_status, status_of
+from node.cli.notify import notify
 from node.cli.output import Json, say, show_json, show_pairs
 from node.cli.registrar import opened
 from node.config import DicomPeer, GatewayConfig, StoreConfig
@@ -68,6 +69,8 @@ def start(
             level=desk.config.log.level.upper(),
             format="%(asctime)s %(levelname)s %(name)s %(message)s",
         )
+        # At info it tells of every sub-operation, with nothing that we do not log ourselves.
+        logging.getLogger("pynetdicom").setLevel(logging.WARNING)
         uvloop.run(_serve(desk, announce=announce))
 
 
@@ -159,7 +162,9 @@ async def _serve(desk: Desk, *, announce: bool) -> None:
             if announce:
                 line = {"event": "listening", "port": gateway.front.port, "pid": os.getpid()}
                 print(json.dumps(line), flush=True)
+            notify("READY=1")
             await ended.wait()
+            notify("STOPPING=1")
     log.info("gateway stopped")
 
 

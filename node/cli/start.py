@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +15,7 @@ import uvloop
 from node.assembly import StartRefused
 from node.cli.failures import UNABLE, USAGE, Failure, explained
 from node.cli.meanings import meaning_of
+from node.cli.notify import notify
 from node.cli.profiling import profiled
 from node.config import load_config
 from node.daemon import VERSION, Node, tune_interpreter
@@ -67,12 +67,12 @@ async def _serve(node: Node, *, announce: bool, with_parent: bool) -> None:
     if announce:
         line = {"event": "listening", "rpc": node.rpc_url, "pid": os.getpid(), "version": VERSION}
         print(json.dumps(line), flush=True)
-    _notify("READY=1")
+    notify("READY=1")
     ended = asyncio.create_task(node.wait())
     stopping = asyncio.create_task(asked.wait())
     await asyncio.wait({ended, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
-    _notify("STOPPING=1")
+    notify("STOPPING=1")
     await _stop(node)
     log.info("node stopped height=%d", node.height)
 
@@ -92,14 +92,3 @@ def _watch_parent(asked: asyncio.Event) -> None:
     if not os.read(sys.stdin.fileno(), 1_024):
         asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
         asked.set()
-
-
-def _notify(state: str) -> None:
-    """Tell systemd (sd_notify(3)); without a socket in the environment nothing happens."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    name = "\0" + address[1:] if address.startswith("@") else address
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
-        channel.connect(name)
-        channel.sendall(state.encode())

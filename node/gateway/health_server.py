@@ -37,10 +37,14 @@ class HealthServer:
         application.router.add_get("/health", self._health)
         application.router.add_get("/metrics", self._text)
         self._runner = web.AppRunner(
-            application, access_log=None, logger=_silent, handle_signals=False
+            application,
+            access_log=None,
+            logger=_silent,
+            handle_signals=False,
+            shutdown_timeout=_SHUTDOWN_S,
         )
         await self._runner.setup()
-        site = web.TCPSite(self._runner, HOST, port, shutdown_timeout=_SHUTDOWN_S)
+        site = web.TCPSite(self._runner, HOST, port)
         await site.start()
         self.port = self._runner.addresses[0][1]
 

@@ -2,9 +2,12 @@
 
 import asyncio
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 
 import pytest
 from typer.testing import CliRunner
@@ -12,6 +15,8 @@ from typer.testing import CliRunner
 from node.cli import main
 from node.config import DicomPeer, GatewayConfig, GatewayLimits, StoreConfig, load_config
 from node.config.render import render_config
+from node.gateway import health
+from node.gateway.health import Health
 from node.gateway.spool import Quota, Spool
 from node.keys import save_secret
 from node.testnet.layout import create_layout
@@ -72,9 +77,19 @@ def test_status_shows_what_waits_and_what_was_refused(config_file, filled):
     assert [study["waiting"] for study in shown["studies"]] == [1]
     assert [(a["code"], a["source"]) for a in shown["quarantine"]] == [("truncated", "MODALITY")]
     assert [(e["kind"], e["code"]) for e in shown["events"]] == [("refused", "truncated")]
+    assert [finding["code"] for finding in shown["findings"]] == ["gateway_down"]
     status, out, _ = run("status", "-c", config_file)
     assert status == 0
     assert "truncated" in out
+    assert "gateway_down: the gateway does not run" in out
+
+
+def test_status_can_be_asked_whether_something_is_in_the_way(config_file, filled):
+    assert run("status", "--check", "-c", config_file)[0] == 3
+    now_ms = time.time_ns() // 1_000_000
+    health.save(filled.folder, Health(now_ms, now_ms, 5, now_ms, ()))
+    status, out, _ = run("status", "--check", "-c", config_file)
+    assert (status, "nothing keeps it from progress" in out) == (0, True)
 
 
 def test_studies_can_be_registered_now_and_refused_files_discarded(config_file, filled):
@@ -147,6 +162,7 @@ spool_dir = "{tmp_path}/spool"
 listen_port = 0
 peers = [{{ ae_title = "MODALITY" }}]
 quiet_ms = 100
+metrics_port = 0
 limits.disk_reserve_bytes = 1048576
 [store]
 folder = "{tmp_path}/store"
@@ -154,6 +170,9 @@ key_file = "{tmp_path}/store.keys"
 master_key_file = "{tmp_path}/master"
 '''
             )
+        service_manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        service_manager.bind(str(tmp_path / "notify"))
+        service_manager.settimeout(20)
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -164,16 +183,20 @@ master_key_file = "{tmp_path}/master"
             "--announce",
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            env=os.environ | {"NOTIFY_SOCKET": str(tmp_path / "notify")},
         )
         try:
             line = await process.stdout.readline()
             port = json.loads(line)["port"]
             paths = [dicom.minimal(tmp_path / "a.dcm")]
+            assert await dimse.in_thread(service_manager.recv, 99) == b"READY=1"
             assert await dimse.in_thread(dimse.send, port, paths) == [0]
         finally:
             process.send_signal(signal.SIGTERM)
             _, errors = await process.communicate()
         assert process.returncode == 0, errors.decode()
+        with service_manager:
+            assert service_manager.recv(99) == b"STOPPING=1"
         assert b"1.2.3" not in errors
     finally:
         await net.kill()
