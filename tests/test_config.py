@@ -1,6 +1,5 @@
 """The config file: settings or every problem at once, each with its line."""
 
-import configparser
 import dataclasses
 import re
 import tomllib
@@ -137,14 +136,6 @@ def test_names_of_institutions_are_those_of_transactions():
     # The reserved name is the genesis' to refuse; the config's pattern language has no lookahead.
     form = INSTITUTION.pattern.removeprefix(r"(?!consortium\Z)")
     assert f"^{form}$" == model._INSTITUTION
-
-
-def test_the_unit_starts_the_sample():
-    unit = configparser.ConfigParser(strict=False, interpolation=None)
-    unit.optionxform = str
-    unit.read(SAMPLE.parent / "radledger.service")
-    assert unit["Service"]["ExecStart"].endswith(f"radledger start /etc/radledger/{SAMPLE.name}")
-    assert unit["Service"]["NoNewPrivileges"] == "yes"
 
 
 def test_the_least_that_must_be_said():
