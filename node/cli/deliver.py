@@ -51,7 +51,7 @@ def deliver(
         bytes, typer.Argument(parser=read_study_id, metavar="ID", help="32 hex digits.")
     ],
     to: Annotated[
-        str, typer.Option("--to", metavar="AE", help="The PACS: a peer of [gateway] by AE title.")
+        str, typer.Option("--to", metavar="AE", help="The PACS: the AE title of a peer.")
     ],
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Wait until it is delivered and verified.")

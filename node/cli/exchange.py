@@ -67,6 +67,9 @@ def list_command(
             show_json({"keys": found, "files": sorted(files)})
             return
         own = name == desk.config.institution
+        if not found:
+            say(f"{name} has published no key.", "yellow")
+            return
         show_table(
             ("key", "kem", "state", "published", "confirmed", "retired", "opens here"),
             [

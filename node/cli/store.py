@@ -1,5 +1,6 @@
 """`radledger store`: the encrypted store of studies, without the gateway."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -189,7 +190,7 @@ def _opened(config_file: Path, as_json: bool) -> Iterator[tuple[StudyStore, Stor
             finally:
                 store.close()
         except WrongMasterKey as error:
-            raise Failure(USAGE, str(error)) from error
+            raise Failure(USAGE, f"{config.key_file}: {error}") from error
         except StoreError as error:
             raise Failure(UNABLE, str(error)) from error
 
@@ -200,6 +201,8 @@ def _new_place(
     if folder is not None and url is None:
         return open_folder(folder)
     if url is not None and folder is None:
+        if not re.fullmatch(r"s3://[^/]+(/.*)?", url):
+            raise Failure(USAGE, f"{url} does not name a bucket: write s3://bucket/prefix")
         return open_service(url, endpoint, region)
     raise Failure(USAGE, "name the new place: --folder, or --url")
 

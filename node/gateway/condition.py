@@ -18,6 +18,7 @@ _BY_ERROR = {
     "QuotaExceeded": "store_quota",
     "StoreFull": "store_disk_full",
     "BlobsUnavailable": "store_unreachable",
+    "WrongMasterKey": "store_key",
 }
 # All codes, for metrics; those of `_STOPPING` mean that something does not go on.
 _STOPPING = (
@@ -31,6 +32,7 @@ _STOPPING = (
     "store_quota",
     "store_disk_full",
     "store_unreachable",
+    "store_key",
     "study_waits",
     "pacs_unreachable",
     "exchange_unreachable",
@@ -101,11 +103,11 @@ def _told(condition: Condition) -> Iterator[tuple[str, str]]:
     for name, why in sorted(condition.exchange.items()):
         yield "exchange_unreachable", f"the exchange of {name} does not answer: {why}"
     if condition.missing_chunks:
-        yield "chunks_missing", f"{condition.missing_chunks} chunks are not in the store"
+        yield "chunks_missing", f"chunks that the store lacks: {condition.missing_chunks}"
     if condition.deliveries_failed:
-        yield "deliveries_failed", f"{condition.deliveries_failed} deliveries were given up"
+        yield "deliveries_failed", f"deliveries that were given up: {condition.deliveries_failed}"
     if condition.quarantine:
-        yield "quarantine", f"{condition.quarantine} files in quarantine wait for a person"
+        yield "quarantine", f"files in quarantine, for a person to look at: {condition.quarantine}"
 
 
 def _waiting(reasons: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -189,6 +189,7 @@ class Monitor:
     def _measure_store(self) -> _Store:
         store = self._watched.gateway.store
         try:
+            store.check_place()
             return _Store(store.usage(), "", store.last_scrub())
         except (StoreError, OSError) as error:
             return _Store(self._store.usage, str(error), self._store.scrubbed)

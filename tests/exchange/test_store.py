@@ -367,6 +367,19 @@ def test_a_later_version_stores_anew_what_rotted_in_the_one_before(tmp_path, sto
     assert contents(store, 2) == study()
 
 
+def test_a_chunk_that_was_put_back_from_a_backup_is_noticed(tmp_path, store):
+    store.put(STUDY, 1, sources(study()))
+    path = tmp_path / "blobs" / chunk_name(store.index(STUDY).chunks[2].digest)
+    whole = path.read_bytes()
+    assert store.last_scrub() is None
+    for content, kinds in ((b"rot", ["rotten"]), (b"other", ["missing"]), (whole, [])):
+        path.write_bytes(content)
+        assert [each.kind.value for each in store.scrub()] == kinds
+        assert sum(store.last_scrub().found.values()) == len(kinds)
+    assert store.is_complete(STUDY)
+    assert contents(store) == study()
+
+
 def test_a_forged_index_cannot_claim_another_studys_chunk(two):
     here, there = two
     there.put(STUDY, 1, sources(study()))

@@ -66,6 +66,9 @@ def test_scrub_says_what_is_rotten_and_exits_with_1(config):
 
 def test_a_store_moves_to_another_folder(config):
     assert store(config, "migrate").status == 2
+    for url in ("s3://", "http://bucket/x", "bucket"):
+        answer = store(config, "migrate", "--url", url)
+        assert (answer.status, "s3://bucket/prefix" in answer.err) == (2, True)
     answer = store(config, "migrate", "--folder", str(config.parent / "elsewhere"))
     assert answer.status == 0
     assert "2 blobs copied" in answer.out

@@ -20,6 +20,7 @@ EACH = [
     ("store_disk_full", Condition(waiting=["StoreFull: the disk"]), True),
     ("store_unreachable", Condition(store_problem="no answer"), True),
     ("store_unreachable", Condition(waiting=["BlobsUnavailable: no answer"]), True),
+    ("store_key", Condition(waiting=["WrongMasterKey: it was rotated"]), True),
     ("node_unreachable", Condition(waiting=["ConnectionLost: gone"]), True),
     ("study_waits", Condition(waiting=["the member lacks the role"]), True),
     ("pacs_unreachable", Condition(pacs={"PACS": "refused"}), True),

@@ -110,6 +110,7 @@ async def test_keys_are_published_listed_and_retired(tmp_path):
         listed = await told("exchange", "keys", "list", "-c", config)
         assert key in listed["files"]
         assert {each["key_id"]: each["state"] for each in listed["keys"]}[key] == "confirmed"
+        assert (await told("exchange", "keys", "list", "nobody", "-c", config))["keys"] == []
         retired = await told("exchange", "keys", "retire", key, "-c", config)
         assert retired["key"]["state"] == "retired"
         again = await told("exchange", "keys", "retire", key, "-c", config, status=1)

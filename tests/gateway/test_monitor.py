@@ -186,3 +186,16 @@ async def test_a_store_at_its_quota_is_said(testnet, config, store, tmp_path, qu
         monkeypatch.setattr(StudyStore, "usage", lambda _: usage)
         await measured(monitor)
     assert (codes(monitor) == ["store_quota"]) is (quota == 1)
+
+
+async def test_a_store_that_is_not_mounted_is_said(testnet, config, store, tmp_path):
+    async with (
+        testnet(validators=1) as net,
+        watched(net, config, store, tmp_path) as (gateway, monitor),
+    ):
+        await in_thread(dimse.send, gateway.front.port, new_files(tmp_path, 1))
+        await kept(gateway, store, 1)
+        (tmp_path / "store").rename(tmp_path / "elsewhere")
+        await measured(monitor)
+        (tmp_path / "elsewhere").rename(tmp_path / "store")
+        assert codes(monitor) == ["store_unreachable"]

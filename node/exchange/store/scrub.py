@@ -8,6 +8,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
@@ -109,8 +110,7 @@ def _everything(
 def _check_chunk(blobs: BlobStore, catalog: Catalog, row: ChunkRow) -> Finding | None:
     name = chunk_name(row.digest)
     if not row.present:
-        sentence = "is still to be fetched"
-        return Finding(Kind.MISSING, name, row.study_id, row.stored_bytes, sentence)
+        return _check_missing(blobs, catalog, row)
     try:
         if read_chunk(blobs, row.digest) is not None:
             return None
@@ -122,6 +122,17 @@ def _check_chunk(blobs: BlobStore, catalog: Catalog, row: ChunkRow) -> Finding |
     except ChunkUnknown:
         return None  # its study was removed while we read
     return Finding(kind, name, row.study_id, row.stored_bytes, sentence)
+
+
+def _check_missing(blobs: BlobStore, catalog: Catalog, row: ChunkRow) -> Finding | None:
+    """Look whether it is there again, as when an operator put it back from a backup."""
+    name = chunk_name(row.digest)
+    with suppress(Damaged, ChunkUnknown):
+        if read_chunk(blobs, row.digest) is not None:
+            catalog.mark(row.digest, present=True)
+            return None
+    sentence = "is still to be fetched"
+    return Finding(Kind.MISSING, name, row.study_id, row.stored_bytes, sentence)
 
 
 def _check_index(blobs: BlobStore, catalog: Catalog, row: VersionRow) -> Finding | None:

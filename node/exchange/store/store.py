@@ -76,7 +76,7 @@ class StudyStore:
         self._indexes: Cache[tuple[bytes, int], StudyIndex] = Cache(
             _INSTANCES_CACHED, lambda index: len(index.instances)
         )
-        self._check_place()
+        self.check_place()
         self._resume_removals()
 
     def close(self) -> None:
@@ -447,8 +447,11 @@ class StudyStore:
         """Seal all study keys under another master key; return how many; see `Catalog.rotate`."""
         return self._catalog.rotate(source)
 
-    def _check_place(self) -> None:
-        """A wrong or unmounted folder must not look like a store that lost everything."""
+    def check_place(self) -> None:
+        """Raise `StoreError` unless the place can be reached and is this store's.
+
+        A wrong or unmounted folder must not look like a store that lost everything.
+        """
         mine = self._catalog.store_id.hex().encode()
         found = self._blobs.read(STORE_ID)
         if found is None and next(self._catalog.chunks(), None) is not None:
