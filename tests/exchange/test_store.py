@@ -372,9 +372,10 @@ def test_a_chunk_that_was_put_back_from_a_backup_is_noticed(tmp_path, store):
     path = tmp_path / "blobs" / chunk_name(store.index(STUDY).chunks[2].digest)
     whole = path.read_bytes()
     assert store.last_scrub() is None
-    for content, kinds in ((b"rot", ["rotten"]), (b"other", ["missing"]), (whole, [])):
-        path.write_bytes(content)
-        assert [each.kind.value for each in store.scrub()] == kinds
+    for data, kinds in ((b"rot", ["rotten"]), (b"other", ["missing"]), (whole, [])):
+        path.write_bytes(data)
+        found = list(store.scrub())
+        assert [each.kind.value for each in found] == kinds
         assert sum(store.last_scrub().found.values()) == len(kinds)
     assert store.is_complete(STUDY)
     assert contents(store) == study()
