@@ -126,7 +126,7 @@ def register_now(config_file: ConfigFile = DEFAULT_CONFIG, as_json: Json = False
         if as_json:
             show_json({"studies": waiting})
         else:
-            say(f"{waiting} studies are taken to be complete.")
+            say(f"Taken to be complete: {waiting}.")
 
 
 @app.command()
