@@ -29,7 +29,7 @@ from node.exchange.store.opening import open_store
 from node.exchange.store.store import StudyStore
 from node.gateway import health
 from node.gateway.acting import Acting
-from node.gateway.daemon import GatewayRefused, quota_of, rules_of
+from node.gateway.daemon import GatewayRefused, check_files, quota_of, rules_of
 from node.gateway.delivering import dimse_context, web_way
 from node.gateway.directory import Directory
 from node.gateway.echo import echo
@@ -104,6 +104,7 @@ def check(config_file: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> No
         config = _gateway(desk)
         findings = {
             "node": asyncio.run(_try_node(desk)),
+            "files": _try_files(config),
             "spool": _try_spool(config),
             "store": _try_store(desk.config.store),
             **{f"peer {peer.ae_title}": _try_peer(config, peer) for peer in config.peers},
@@ -234,6 +235,14 @@ async def _try_exchange(desk: Desk) -> dict[str, str]:
     except Exception as error:  # noqa: BLE001 - it is shown beside the other findings
         return dict.fromkeys(names, f"cannot be tried: {error}")
     return dict.fromkeys(names, "") | {f"exchange {name}": why for name, why in silent.items()}
+
+
+def _try_files(config: GatewayConfig) -> str:
+    try:
+        check_files(config)
+    except GatewayRefused as error:
+        return str(error)
+    return ""
 
 
 def _try_spool(config: GatewayConfig) -> str:

@@ -74,6 +74,8 @@ class Parts:
     store: StudyStore
     # Whether a study (id, 16 bytes) is this hospital's own or granted to it now.
     may_show: Callable[[bytes], bool] = lambda _: True
+    # Whether its no is the ledger's, and not only for want of an answer.
+    is_certain: Callable[[], bool] = lambda: True
     # Told of each study (id) of which a version came into the store, in the event loop.
     on_kept: Callable[[bytes], None] = lambda _: None
 
@@ -97,7 +99,7 @@ class Gateway:
         settings = _settings(config, trusts, log_level)
         self.holdings = StoreHoldings(parts.store, parts.may_show)
         self.deliverer = deliverer(
-            self.deliveries, self.spool, self.holdings, ways, self._delivered
+            self.deliveries, self.spool, self.holdings, ways, self._delivered, parts.is_certain
         )
         lender = Lender(self.holdings, self._given_out)
         self.receiving = Receiving(settings, self._report, lender)
@@ -271,6 +273,15 @@ def _settings(config: GatewayConfig, trusts: dict[str, str], log_level: int) -> 
 
 def _peer(peer: DicomPeer, trusts: dict[str, str]) -> Peer:
     return Peer(peer.ae_title, peer.host, peer.port, trusts.get(peer.ae_title))
+
+
+def check_files(config: GatewayConfig) -> None:
+    """Raise `GatewayRefused` for certificates, keys and secrets that cannot be used."""
+    _trust(config)
+    try:
+        ways_of(config)
+    except WayUnusable as error:
+        raise GatewayRefused(str(error)) from error
 
 
 def _trust(

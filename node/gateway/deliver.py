@@ -74,9 +74,14 @@ class Deliverer:
         folder: Path,
         *,
         audit: Callable[[Given], None],
+        is_certain: Callable[[], bool] = lambda: True,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
-        """`folder` takes one instance at a time while it is compared; it is made for us alone."""
+        """`folder` takes one instance at a time while it is compared; it is made for us alone.
+
+        `is_certain`: whether what is withheld now is so for good, or only until somebody is asked.
+        """
+        self._is_certain = is_certain
         self._deliveries, self._holdings, self._targets = deliveries, holdings, targets
         self._folder, self._audit, self._now_ms = folder, audit, now_ms
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -135,15 +140,15 @@ class Deliverer:
         except OSError as error:
             return self._later(delivery, f"the store cannot be read: {type(error).__name__}")
         if study is None:
-            return self._end(delivery, State.FAILED, "withheld")
+            return self._withheld(delivery)
         attempt = _Attempt(self._deliveries, delivery, study, self._holdings, self._folder)
         if attempt.lacks_some:
-            return self._end(delivery, State.FAILED, "withheld")
+            return self._withheld(delivery)
         try:
             attempt.send(ways)
             attempt.verify(ways)
         except Withheld:
-            return self._end(delivery, State.FAILED, "withheld", attempt.given)
+            return self._withheld(delivery, attempt.given)
         except Unreachable as error:
             return self._later(delivery, str(error), attempt.given)
         except OSError as error:
@@ -163,6 +168,12 @@ class Deliverer:
         missing = len(delivery.sop_uids) - at_end
         why = f"refused: {refused[0]}" if refused else "not in the PACS after it was sent"
         return self._later(delivery, f"{missing} instances: {why}", given)
+
+    def _withheld(self, delivery: Delivery, given: int = 0) -> bool:
+        """End a delivery of what may not be given; at a start, and without the node, wait."""
+        if self._is_certain():
+            return self._end(delivery, State.FAILED, "withheld", given)
+        return self._later(delivery, "the ledger was not asked yet whether it may be given", given)
 
     def _end(self, delivery: Delivery, state: State, reason: str, given: int = 0) -> bool:
         self._deliveries.end(delivery.number, state, reason)

@@ -93,9 +93,11 @@ def deliverer(
     holdings: Holdings,
     ways: Mapping[str, list[Way]],
     audit: Callable[[Given], None] = lambda given: None,
+    is_certain: Callable[[], bool] = lambda: True,
 ) -> Deliverer:
     """Return what delivers to `ways`."""
-    return Deliverer(deliveries, holdings, ways, spool.folder / FOLDER, audit=audit)
+    folder = spool.folder / FOLDER
+    return Deliverer(deliveries, holdings, ways, folder, audit=audit, is_certain=is_certain)
 
 
 def _trust(config: GatewayConfig, peer: DicomPeer) -> str:

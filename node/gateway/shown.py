@@ -46,6 +46,7 @@ class Shown:
         self._granted: frozenset[bytes] = frozenset()
         self._stale = asyncio.Event()
         self.looks = 0
+        self.is_certain = False  # the last look was answered: a no is the ledger's
 
     def may_show(self, study_id: bytes) -> bool:
         """Return whether the study (id, 16 bytes) is this hospital's, or granted to it now."""
@@ -73,6 +74,7 @@ class Shown:
             except PASSING as error:
                 # What cannot be asked is not permitted.
                 self._granted = frozenset()
+                self.is_certain = False
                 self._stale.set()
                 log.warning("granted studies are not shown for now reason=%s", error)
                 await asyncio.sleep(1.0)
@@ -86,6 +88,7 @@ class Shown:
         found = await asyncio.gather(*(self._ask(each, turns) for each in held - self._own))
         self._granted = frozenset(study_id for study_id in found if study_id is not None)
         self.looks += 1
+        self.is_certain = True
 
     async def _ask(self, study_id: bytes, turns: asyncio.Semaphore) -> bytes | None:
         """Return the study's id if it is granted to this hospital and was received."""

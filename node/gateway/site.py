@@ -74,6 +74,7 @@ async def running(
         opened.signer,
         opened.store,
         shown.may_show,
+        lambda: shown.is_certain,
         on_kept=lambda study_id: None if exchange is None else exchange.finding.add(study_id),
     )
     gateway = await asyncio.to_thread(Gateway, parts, log_level=log_level)

@@ -8,6 +8,7 @@ from node.config import load_config
 from node.exchange.store.blobs import chunk_name
 from node.exchange.store.opening import open_store
 from tests.cli.conftest import run
+from tests.cli.test_documents import documented
 from tests.exchange.store_parts import STUDY, contents, sources, study
 
 CONFIG = """
@@ -49,6 +50,7 @@ def test_usage_says_what_is_there(config):
     assert "5" in answer.words
     found = json.loads(store(config, "usage", "--json").out)
     assert (found["studies"], found["instances"], found["quota_bytes"]) == (1, 5, None)
+    assert set(found) == documented("store usage")
 
 
 def test_scrub_says_what_is_rotten_and_exits_with_1(config):
@@ -72,6 +74,11 @@ def test_a_store_moves_to_another_folder(config):
     answer = store(config, "migrate", "--folder", str(config.parent / "elsewhere"))
     assert answer.status == 0
     assert "2 blobs copied" in answer.out
+    again = json.loads(
+        store(config, "migrate", "--folder", str(config.parent / "elsewhere"), "--json").out
+    )
+    assert set(again) == documented("store migrate")
+    assert (again["copied"], again["damaged"]) == (0, [])
     config.write_text(config.read_text().replace('"blobs"', '"elsewhere"'))
     opened = open_store(load_config(config).store)
     assert contents(opened) == study()

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
@@ -21,6 +22,7 @@ from node.gateway.spool import Quota, Spool
 from node.keys import save_secret
 from node.testnet.layout import create_layout
 from node.testnet.processes import ProcessTestnet
+from tests.cli.test_documents import documented
 from tests.gateway import dimse
 from tests.imaging import dicom
 
@@ -78,6 +80,7 @@ def test_status_shows_what_waits_and_what_was_refused(config_file, filled):
     assert [(a["code"], a["source"]) for a in shown["quarantine"]] == [("truncated", "MODALITY")]
     assert [(e["kind"], e["code"]) for e in shown["events"]] == [("refused", "truncated")]
     assert [finding["code"] for finding in shown["findings"]] == ["gateway_down"]
+    assert set(shown) == documented("gateway status")
     status, out, _ = run("status", "-c", config_file)
     assert status == 0
     assert "truncated" in out
@@ -93,7 +96,8 @@ def test_status_can_be_asked_whether_something_is_in_the_way(config_file, filled
 
 
 def test_studies_can_be_registered_now_and_refused_files_discarded(config_file, filled):
-    assert run("register-now", "-c", config_file)[0] == 0
+    status, out, _ = run("register-now", "-c", config_file, "--json")
+    assert (status, set(json.loads(out))) == (0, documented("gateway register-now"))
     assert [study.is_signalled for study in filled.gatherings()] == [True]
     (aside,) = filled.asides()
     assert run("discard", aside.name, "-c", config_file)[0] == 0
@@ -108,10 +112,28 @@ def test_check_tells_everything_that_is_wrong_at_once(config_file, filled):
     status, out, err = run("check", "-c", config_file, "--json")
     assert status == 1, err
     findings = json.loads(out)
-    assert findings["spool"] == findings["store"] == findings["peer MODALITY"] == ""
+    assert (
+        findings["files"]
+        == findings["spool"]
+        == findings["store"]
+        == findings["peer MODALITY"]
+        == ""
+    )
     assert findings["node"]
     assert "does not accept" in findings["peer PACS"]
     assert "nobody.invalid" in findings["peer NOBODY"]
+
+
+def test_check_names_a_certificate_that_cannot_be_used(config_file, tmp_path):
+    config = load_config(config_file)
+    names = {"tls_certificate_file": tmp_path / "no.crt", "tls_key_file": tmp_path / "no.key"}
+    (tmp_path / "trust").write_text("nothing")
+    gateway = replace(config.gateway, tls_trust_file=tmp_path / "trust", **names)
+    object.__setattr__(config, "gateway", gateway)
+    config_file.write_text(render_config(config))
+    status, out, _ = run("check", "-c", config_file, "--json")
+    assert status == 1
+    assert "TLS files of [gateway] cannot be used" in json.loads(out)["files"]
 
 
 def test_without_a_gateway_in_the_config_it_says_so(config_file):

@@ -40,6 +40,7 @@ class Site:
         self.folder, self.clock, self.ways = folder, clock, ways
         self.holdings, self.given = FolderHoldings(paths), []
         self._deliveries = None
+        self.is_certain = True
         self.reopen()
 
     def reopen(self):
@@ -52,6 +53,7 @@ class Site:
             {"main": self.ways},
             self.folder / "work",
             audit=self.given.append,
+            is_certain=lambda: self.is_certain,
             now_ms=self.clock,
         )
 
@@ -250,6 +252,23 @@ def test_what_was_withdrawn_is_not_delivered(site, make_pacs):
     progress = here.deliver()
     assert (progress.state, progress.reason, pacs.received) == (State.FAILED, "withheld", [])
     assert [given.code for given in here.given] == ["withheld"]
+
+
+def test_what_nobody_could_be_asked_about_yet_waits_and_is_delivered_later(site, make_pacs):
+    """At a start the ledger was not asked yet: that must not end what has waited for the PACS."""
+    pacs = make_pacs()
+    here = site(dimse(pacs))
+    number = here.deliverer.submit(STUDY, "main")
+    here.reopen()
+    here.is_certain = False
+    here.holdings.withheld.add(STUDY)
+    here.deliverer.run_once()
+    progress = here.deliverer.progress(number)
+    assert (progress.state, pacs.received, here.given) == (State.WAITING, [], [])
+    here.is_certain = True
+    here.holdings.withheld.clear()
+    progress = here.again()
+    assert (progress.state, progress.verified) == (State.DONE, 8)
 
 
 def test_an_instance_that_the_pacs_falls_over_does_not_hold_up_the_others(site, make_pacs):
