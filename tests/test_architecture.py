@@ -37,7 +37,7 @@ ONLY_IN = {
     "plyvel": ("storage/leveldb.py",),
     "pydicom": ("node/imaging/", "node/gateway/", "node/cli/"),
     "aiohttp": ("node/rpc/", "node/exchange/", "node/gateway/"),
-    "pynetdicom": ("node/gateway/",),
+    "pynetdicom": ("node/gateway/", "node/cli/demo/"),
     "obstore": ("node/exchange/store/",),
     "zstandard": ("node/exchange/store/",),
     "PIL": ("node/gateway/",),

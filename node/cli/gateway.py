@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -22,6 +21,7 @@ from node.cli.failures import UNABLE, USAGE, WRONG, Failure, explained
 from node.cli.gateway_report import show_status, status_of
 from node.cli.notify import notify
 from node.cli.output import Json, say, show_json, show_pairs
+from node.cli.parent import end_with_parent
 from node.cli.registrar import opened
 from node.config import DicomPeer, GatewayConfig, StoreConfig
 from node.exchange.store.errors import StoreError
@@ -37,6 +37,7 @@ from node.gateway.exchange_opening import identity_of, settings_of
 from node.gateway.index import SpoolError
 from node.gateway.knocking import unanswered
 from node.gateway.priority import give_way
+from node.gateway.quiet import log_to_stderr
 from node.gateway.site import Opened, running
 from node.gateway.spool import Spool
 from node.keys import KeyFileError
@@ -59,19 +60,16 @@ def start(
             help="Print one line of JSON on standard output once the gateway listens.",
         ),
     ] = False,
+    with_parent: Annotated[
+        bool, typer.Option("--with-parent", hidden=True, help="End when standard input closes.")
+    ] = False,
 ) -> None:
     """Run the gateway beside the node until SIGTERM or SIGINT. Logs go to standard error."""
     with explained(), _told():
         desk = Desk.open(config_file)
         give_way(_gateway(desk).niceness)
-        logging.basicConfig(
-            stream=sys.stderr,
-            level=desk.config.log.level.upper(),
-            format="%(asctime)s %(levelname)s %(name)s %(message)s",
-        )
-        # At info it tells of every sub-operation, with nothing that we do not log ourselves.
-        logging.getLogger("pynetdicom").setLevel(logging.WARNING)
-        uvloop.run(_serve(desk, announce=announce))
+        log_to_stderr(logging.getLevelNamesMapping()[desk.config.log.level.upper()])
+        uvloop.run(_serve(desk, announce=announce, with_parent=with_parent))
 
 
 @app.command()
@@ -147,11 +145,13 @@ def discard(
             say("It is removed.")
 
 
-async def _serve(desk: Desk, *, announce: bool) -> None:
+async def _serve(desk: Desk, *, announce: bool, with_parent: bool) -> None:
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
+    if with_parent:
+        end_with_parent(ended)
     level = logging.getLogger().getEffectiveLevel()
     async with (
         _store(desk.config.store) as store,

@@ -16,6 +16,7 @@ from node.assembly import StartRefused
 from node.cli.failures import UNABLE, USAGE, Failure, explained
 from node.cli.meanings import meaning_of
 from node.cli.notify import notify
+from node.cli.parent import end_with_parent
 from node.cli.profiling import profiled
 from node.config import load_config
 from node.daemon import VERSION, Node, tune_interpreter
@@ -62,7 +63,7 @@ async def _serve(node: Node, *, announce: bool, with_parent: bool) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked.set)
     if with_parent:
-        loop.add_reader(sys.stdin.fileno(), _watch_parent, asked)
+        end_with_parent(asked)
     await node.start()
     if announce:
         line = {"event": "listening", "rpc": node.rpc_url, "pid": os.getpid(), "version": VERSION}
@@ -86,9 +87,3 @@ async def _stop(node: Node) -> None:
             log.exception("the node ended unexpectedly")
             raise Failure(UNABLE, "the node ended unexpectedly; the log says where") from error
         raise
-
-
-def _watch_parent(asked: asyncio.Event) -> None:
-    if not os.read(sys.stdin.fileno(), 1_024):
-        asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
-        asked.set()

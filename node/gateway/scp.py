@@ -17,7 +17,6 @@ import socket
 import sys
 import tempfile
 import threading
-import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from node.gateway.commitments import Commitments, Peer
 from node.gateway.index import SpoolError
 from node.gateway.link import Borrower
 from node.gateway.outcomes import Accepted, Claimed, Duplicate, Outcome
+from node.gateway.quiet import log_to_stderr
 from node.gateway.retrieve import QueryRetrieve
 from node.gateway.spool import Quota, Spool
 from node.imaging.syntax import syntax_of
@@ -206,7 +206,7 @@ def main() -> None:
     """
     control = socket.socket(fileno=int(sys.argv[1]))
     settings = Settings(**json.loads(control.recv(MESSAGE_BYTES_MAX)))
-    _quieten(settings.log_level)
+    log_to_stderr(settings.log_level)
     _limit(settings)
     asking = socket.socket(fileno=int(sys.argv[2])) if len(sys.argv) > 2 else None
     Receiver(settings, control, asking).run()
@@ -228,25 +228,9 @@ def _limit(settings: Settings) -> None:
     threading.stack_size(_STACK_BYTES)
 
 
-def _quieten(level: int) -> None:
-    """Let no value of a data set reach a log: libraries quote them in warnings and tracebacks."""
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=level,
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-    )
-    for name in ("pynetdicom", "pydicom"):
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    warnings.simplefilter("ignore")
-    threading.excepthook = lambda failed: log.error(
-        "thread ended error=%s", getattr(failed.exc_type, "__name__", "unknown")
-    )
-
-
 def _application(settings: Settings) -> AE:
     pynetdicom._config.STORE_RECV_CHUNKED_DATASET = True
     pynetdicom._config.UNRESTRICTED_STORAGE_SERVICE = True
-    pynetdicom._config.LOG_HANDLER_LEVEL = "none"
     ae = AE(ae_title=settings.ae_title)
     ae.maximum_pdu_size = settings.pdu_bytes_max
     ae.maximum_associations = settings.associations_max

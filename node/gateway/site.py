@@ -26,6 +26,7 @@ from node.gateway.health_server import HOST, HealthServer
 from node.gateway.ledger_events import LedgerEvents
 from node.gateway.metrics import GatewayMetrics
 from node.gateway.monitor import Monitor, Watched
+from node.gateway.quiet import silence_libraries
 from node.gateway.shown import Shown
 from node.imaging.vault import Vault
 from node.ledger.genesis import Genesis
@@ -58,6 +59,7 @@ async def running(
     """
     if config.gateway is None:
         raise GatewayRefused("the config has no [gateway]")
+    silence_libraries()
     acting = Acting(opened.client, opened.signer)
     sides = _Sides()
     if config.exchange is None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import re
 import signal
 
 import pytest
@@ -25,7 +27,7 @@ def test_every_step_holds_and_nothing_is_left(temporary):
     assert done.returncode == 0, done.stdout + done.stderr
     answer = json.loads(done.stdout)
     assert answer["is_ok"]
-    assert [step["is_ok"] for step in answer["steps"]] == [True] * 25
+    assert [step["is_ok"] for step in answer["steps"]] == [True] * 33
     notes = "\n".join(note for step in answer["steps"] for note in step["notes"])
     for words in (
         "N = 4, f = 1, quorum 3",
@@ -38,6 +40,11 @@ def test_every_step_holds_and_nothing_is_left(temporary):
         "granted by north/second-opinion",
         "everywhere: consent_missing",
         "access_break_glass, access_reviewed",
+        "east would grant it, and tells: modality CT",
+        "every file is the registered one",
+        "4 verified by reading back; pixel for pixel what the scanner sent",
+        "the next fetch, and the one before: consent_missing",
+        "neither store has a key, an index or a chunk of it",
         "N = 5, quorum 4; live now: north, south, east, west",
         "voters: north, south, east, west, hill",
         "west never asked for study",
@@ -45,26 +52,40 @@ def test_every_step_holds_and_nothing_is_left(temporary):
     ):
         assert words in notes
     assert answer["summary"]["studies"] == 3
+    assert answer["summary"]["exchanged"] == 4
     assert answer["summary"]["view"] >= 1
     assert list(temporary.iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_nothing_is_left_when_it_is_interrupted(number, temporary):
+@pytest.mark.parametrize(
+    ("number", "when"),
+    [
+        (signal.SIGINT, "genesis"),
+        (signal.SIGTERM, "genesis"),
+        (signal.SIGHUP, "genesis"),
+        (signal.SIGTERM, "west$ radledger gateway start"),
+    ],
+)
+def test_nothing_is_left_when_it_is_interrupted(number, when, temporary):
     demo = started("demo")
-    while "genesis" not in demo.stdout.readline():
+    lines = [demo.stdout.readline()]
+    while when not in lines[-1]:
         assert demo.poll() is None
+        lines.append(demo.stdout.readline())
     demo.send_signal(number)
     demo.communicate()
     assert demo.returncode == 128 + number
     assert list(temporary.iterdir()) == []
+    for group in re.findall(r"gateway start \(process ([0-9]+)\)", "".join(lines)):
+        with pytest.raises(ProcessLookupError):  # nor any process that it started
+            os.killpg(int(group), 0)
 
 
 def test_a_step_that_does_not_hold_says_what_was_expected_and_seen(temporary, monkeypatch):
     monkeypatch.setattr(play, "shipped_studies", lambda: material.shipped_studies()[:1])
     answer = run("demo")
     assert answer.status == 1
-    assert "expected: 3 studies of several images each" in answer.words
+    assert "expected: 4 studies of several images each" in answer.words
     assert "seen: ['MR study" in answer.words
     assert "0 of 1 steps held" in answer.words
     assert list(temporary.iterdir()) == []

@@ -40,7 +40,8 @@ def demo(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Four hospitals on this machine, in under a minute: register, verify, lose the primary, share.
+    """Four hospitals on this machine, in under a minute: register, verify, lose the primary, share,
+    send images.
 
     Exit status 0 only if every step held. All processes are ended, and the folder is removed.
     """
@@ -110,7 +111,8 @@ def _show_summary(stage: Stage, summary: dict[str, object], is_ok: bool) -> None
         f"All {held} steps held in {stage.seconds:.1f} s: {summary['studies']} studies with "
         f"{summary['instances']} instances on the chain of {summary['hospitals']} hospitals, "
         f"height {summary['height']}. {summary['killed']} was lost and is back, nothing "
-        f"acknowledged was; {summary['voted_in']} was voted in; {summary['proofs']} proofs hold "
+        f"acknowledged was; {summary['exchanged']} images went from hospital to hospital; "
+        f"{summary['voted_in']} was voted in; {summary['proofs']} proofs hold "
         "without any node.",
         "bold green",
     )

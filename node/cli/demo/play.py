@@ -1,4 +1,5 @@
-"""What happens in the demo, step by step, and what has to hold. `sharing` is the second half."""
+"""What happens in the demo, step by step, and what has to hold. `sharing` is the second part
+and `images` the third."""
 
 import asyncio
 import time
@@ -7,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from node.cli.context import Desk
+from node.cli.demo.images import Images
 from node.cli.demo.material import Series, alter_pixel, copy_of, shipped_studies
 from node.cli.demo.sharing import Sharing
 from node.cli.demo.stage import Stage, Step
-from node.cli.demo.terminal import Terminal
+from node.cli.demo.terminal import Terminal, Typist
 from node.cli.registrar import opened, vault_of
 from node.cli.seals import Seals, sealed_by
 from node.cli.testnet import NodeState, states_of
@@ -23,6 +25,7 @@ from node.studies import Registration, register, verify
 from node.testnet.processes import NodeProcess, ProcessTestnet
 
 HOSPITALS = 4
+STUDIES = 4
 _POLL_S = 0.01
 
 
@@ -45,12 +48,13 @@ class Play:
         self._registered: list[Registered] = []
         self._terminal = Terminal()
         self._sharing: Sharing | None = None
+        self._images: Images | None = None
         self.net: ProcessTestnet | None = None
 
     async def perform(self) -> dict[str, object]:
         """Go through all steps and return the summary. Raises `StepFailed`."""
         self._terminal.warm_up()
-        first, second, third = await self._find_material()
+        first, second, third, fourth = await self._find_material()
         await self._found_consortium()
         await self._start_nodes()
         await self._register(first, "north")
@@ -62,12 +66,19 @@ class Play:
         await self._bring_back(dead)
         states = await self._compare()
         study = self._registered[0].study_id.hex()
-        self._sharing = Sharing(self._folder, self._nodes(), self._stage, self._terminal, study)
-        shared = await self._sharing.perform()
-        return self._summary(dead, view, states) | shared
+        typist = Typist(self._folder, self._terminal)
+        self._sharing = Sharing(self._folder, self._nodes(), self._stage, typist, study)
+        self._images = Images(self._folder, self._stage, typist, fourth.files)
+        await self._images.open()
+        await self._sharing.share()
+        exchanged = await self._images.exchange()
+        enlarged = await self._sharing.enlarge()
+        return self._summary(dead, view, states) | exchanged | enlarged
 
     async def close(self) -> None:
         """End all processes."""
+        if self._images is not None:
+            await self._images.close()
         if self._sharing is not None:
             await self._sharing.close()
         if self.net is not None:
@@ -77,10 +88,11 @@ class Play:
         async with self._stage.step("find the DICOM series that come with pydicom") as step:
             studies = await asyncio.to_thread(shipped_studies)
             found = [series.text for series in studies]
-            step.expect(len(studies) >= 3, "3 studies of several images each", found or "none")
-            for series in studies[:3]:
+            wanted = f"{STUDIES} studies of several images each"
+            step.expect(len(studies) >= STUDIES, wanted, found or "none")
+            for series in studies[:STUDIES]:
                 step.note(series.text)
-            return studies[:3]
+            return studies[:STUDIES]
 
     async def _found_consortium(self) -> None:
         async with self._stage.step(

@@ -1,4 +1,7 @@
-"""The second half of the demo: a study is shared, by commands that anybody could type."""
+"""The second part of the demo: a study is shared, by commands that anybody could type.
+
+Its end, a fifth hospital and proofs without any node, is the end of the demo.
+"""
 
 import asyncio
 import os
@@ -9,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from node.cli.demo.stage import Stage, Step
-from node.cli.demo.terminal import Terminal, typed
+from node.cli.demo.terminal import Typist
 from node.cli.output import cell
 from node.config import load_config
 from node.ledger.membership import CHANGE_DELAY
@@ -28,7 +31,7 @@ class Sharing:
     folder: Path
     net: ProcessTestnet
     stage: Stage
-    terminal: Terminal
+    typist: Typist
     study: str  # id, in hexadecimal
     newcomer: NodeProcess | None = None
     _subject: str = ""
@@ -39,8 +42,8 @@ class Sharing:
     _height: int = 0
     _proofs: dict[str, Path] = field(default_factory=dict)
 
-    async def perform(self) -> dict[str, object]:
-        """Go through all steps and return what belongs into the summary. Raises `StepFailed`."""
+    async def share(self) -> None:
+        """Consent, policy, request, withdrawal, emergency. Raises `StepFailed`."""
         await self._enrol()
         await self._publish()
         await self._ask()
@@ -50,6 +53,10 @@ class Sharing:
         await self._refuse()
         await self._break_glass()
         await self._audit()
+
+    async def enlarge(self) -> dict[str, object]:
+        """A fifth hospital, and proofs; return what belongs into the summary. Every node is stopped
+        then. Raises `StepFailed`."""
         await self._apply()
         await self._vote()
         await self._activate()
@@ -71,45 +78,45 @@ class Sharing:
                 ("south", "doctor", "clinician"),
             )
             for hospital, name, role in people:
-                key = self._key(hospital, name)
-                await self._run(step, hospital, "member", "keygen", str(key))
+                key = self.typist.key(hospital, name)
+                await self.typist.run(step, hospital, "member", "keygen", str(key))
                 card = f"{key}.card.json"
-                added = await self._run(step, hospital, "member", "add", card, "--role", role)
+                added = await self.typist.run(step, hospital, "member", "add", card, "--role", role)
                 if name == "patient":
                     self._patient = added["member"]["public_key"]
-            shown = await self._run(step, "north", "study", "show", self.study, quiet=True)
+            shown = await self.typist.run(step, "north", "study", "show", self.study, quiet=True)
             self._subject = shown["summary"]["subject_id"]
 
     async def _publish(self) -> None:
         async with self.stage.step("north's officer publishes a policy, tried before") as step:
             asked = ("policy", "try", self.study, "--by", "south", *ASKED)
-            tried = await self._run(step, "north", *asked, "--draft", "second-opinion")
-            self._expect(step, tried, {"outcome": "waiting_consent"})
-            published = await self._run(
+            tried = await self.typist.run(step, "north", *asked, "--draft", "second-opinion")
+            step.expect_fields(tried, {"outcome": "waiting_consent"})
+            published = await self.typist.run(
                 step, "north", "policy", "publish", "second-opinion", by="officer"
             )
             step.note(f"second-opinion counts from height {_height(published) + 1} on")
 
     async def _ask(self) -> None:
         async with self.stage.step("a doctor at south asks: it waits for the patient") as step:
-            asked = await self._run(
+            asked = await self.typist.run(
                 step, "south", "access", "request", self.study, *ASKED, by="doctor"
             )
             self._request = asked["request"]["id"]
-            self._expect(step, asked["request"], {"state": "waiting_consent"})
+            step.expect_fields(asked["request"], {"state": "waiting_consent"})
             step.note(f"next: {asked['next']['sentence']}")
 
     async def _consent_given(self) -> None:
         title = "the patient consents with a key: granted by rule, nobody decides"
         async with self.stage.step(title) as step:
             bind = ("consent", "bind", self._subject, "--patient", self._patient)
-            await self._run(step, "north", *bind)
+            await self.typist.run(step, "north", *bind)
             grant = ("consent", "grant", self._subject, "--to", "south")
-            given = await self._run(step, "north", *grant, by="patient")
+            given = await self.typist.run(step, "north", *grant, by="patient")
             self._consent = given["consent_id"]
             request = await self._shown(step, "north")
             granted = {"state": "granted", "decided_by": "rule", "permitted": True}
-            self._expect(step, request, granted)
+            step.expect_fields(request, granted)
             step.note(f"granted by {request['rule']} up to height {request['expires_height'] - 1}")
 
     async def _hand_over(self) -> None:
@@ -117,48 +124,48 @@ class Sharing:
             wrapped = self.folder / "wrapped-key"
             wrapped.write_bytes(os.urandom(120))
             deliver = ("access", "deliver", self._request, "--wrapped", str(wrapped))
-            await self._run(step, "north", *deliver)
-            await self._run(step, "south", "access", "receive", self._request, by="doctor")
-            used = await self._run(step, "south", "access", "use", self._request, by="doctor")
-            self._expect(step, used["request"], {"state": "received", "uses": 1, "uses_left": 2})
+            await self.typist.run(step, "north", *deliver)
+            await self.typist.run(step, "south", "access", "receive", self._request, by="doctor")
+            used = await self.typist.run(step, "south", "access", "use", self._request, by="doctor")
+            step.expect_fields(used["request"], {"state": "received", "uses": 1, "uses_left": 2})
 
     async def _take_back(self) -> None:
         async with self.stage.step("the patient takes it back: the next use is refused") as step:
             withdraw = ("consent", "withdraw", self._subject, self._consent)
-            done = await self._run(step, "north", *withdraw, by="patient")
+            done = await self.typist.run(step, "north", *withdraw, by="patient")
             use = ("access", "use", self._request)
-            refused = await self._run(step, "south", *use, by="doctor", status=1)
-            self._expect(step, refused["error"], {"code": "consent_missing"})
+            refused = await self.typist.run(step, "south", *use, by="doctor", status=1)
+            step.expect_fields(refused["error"], {"code": "consent_missing"})
             step.note(f"from height {_height(done) + 1} on, everywhere: consent_missing")
 
     async def _refuse(self) -> None:
         async with self.stage.step("the patient refuses south: a new request is denied") as step:
             refuse = ("consent", "restrict", self._subject, "--to", "south")
-            await self._run(step, "north", *refuse, by="patient")
+            await self.typist.run(step, "north", *refuse, by="patient")
             ask = ("access", "request", self.study, *ASKED)
-            denied = await self._run(step, "south", *ask, by="doctor", status=1)
-            self._expect(step, denied["request"], {"state": "denied", "rule": "consent"})
+            denied = await self.typist.run(step, "south", *ask, by="doctor", status=1)
+            step.expect_fields(denied["request"], {"state": "denied", "rule": "consent"})
 
     async def _break_glass(self) -> None:
         title = "an emergency: the doctor breaks the glass, the officer reviews"
         async with self.stage.step(title) as step:
             emergency = ("access", "break-glass", self.study, "--reason", "unconscious")
-            taken = (await self._run(step, "south", *emergency, by="doctor"))["request"]
-            self._expect(step, taken, {"state": "granted", "permitted": True, "finding": None})
+            taken = (await self.typist.run(step, "south", *emergency, by="doctor"))["request"]
+            step.expect_fields(taken, {"state": "granted", "permitted": True, "finding": None})
             listing = ("access", "list", "--custodian", "north", "--unreviewed")
-            found = await self._run(step, "north", *listing)
+            found = await self.typist.run(step, "north", *listing)
             step.expect(
                 [each["id"] for each in found["requests"]] == [taken["id"]],
                 "this access, to be reviewed",
                 found["requests"],
             )
             review = ("access", "review", taken["id"], "--finding", "justified")
-            reviewed = await self._run(step, "north", *review, by="officer")
-            self._expect(step, reviewed["request"], {"finding": "justified"})
+            reviewed = await self.typist.run(step, "north", *review, by="officer")
+            step.expect_fields(reviewed["request"], {"finding": "justified"})
 
     async def _audit(self) -> None:
         async with self.stage.step("the audit trail has all of it") as step:
-            trail = await self._run(step, "west", "audit", "trail", self.study)
+            trail = await self.typist.run(step, "west", "audit", "trail", self.study)
             names = [entry["name"] for entry in reversed(trail["entries"])]
             wanted = {
                 "study_registered", "access_waiting", "access_granted", "access_delivered",
@@ -172,16 +179,16 @@ class Sharing:
         title = f"{NEWCOMER} makes keys and an application, and starts a node"
         async with self.stage.step(title) as step:
             home, genesis = self.folder / NEWCOMER, str(self.folder / GENESIS)
-            await self._run(step, "", "keygen", NEWCOMER, "--folder", str(home))
+            await self.typist.run(step, "", "keygen", NEWCOMER, "--folder", str(home), who=NEWCOMER)
             apply = ("gov", "application", "--folder", str(home), "--genesis", genesis)
-            await self._run(step, "", *apply)
+            await self.typist.run(step, "", *apply, who=NEWCOMER)
             listen, rpc = free_ports(2)
             config = ["--listen", f"{LOOPBACK}:{listen}", "--rpc-port", str(rpc)]
             for node in self.net.nodes:
                 address = f"{LOOPBACK}:{node.config.network.listen_port}"
                 config += ["--peer", f"{node.name}={address}"]
             init = ("init", "--candidate", "--folder", str(home), "--genesis", genesis)
-            await self._run(step, "", *init, *config, quiet=True)
+            await self.typist.run(step, "", *init, *config, quiet=True)
             self.newcomer = NodeProcess(load_config(home / CONFIG), home)
             await self.newcomer.start()
             step.note(f"process {self.newcomer.pid}; the others do not know its key yet")
@@ -190,26 +197,26 @@ class Sharing:
         async with self.stage.step(f"the consortium takes {NEWCOMER} in by two votes") as step:
             application = str(self.folder / NEWCOMER / "application.json")
             await self._decide(step, "institution-add", application)
-            trial = await self._run(step, "north", "gov", "try", "validator-add", application)
-            self._expect(step, trial, {"n": 5, "f": 1, "quorum": 4, "problem": None})
+            trial = await self.typist.run(step, "north", "gov", "try", "validator-add", application)
+            step.expect_fields(trial, {"n": 5, "f": 1, "quorum": 4, "problem": None})
             step.note(f"after it: N = 5, quorum 4; live now: {', '.join(trial['live'])}")
             decided = await self._decide(step, "validator-add", application)
             self._activation = decided["activation_height"]
             step.note(f"it votes from height {self._activation} on, {CHANGE_DELAY} heights later")
 
     async def _decide(self, step: Step, *action: str) -> dict[str, Any]:
-        made = await self._run(step, "north", "gov", "propose", *action)
+        made = await self.typist.run(step, "north", "gov", "propose", *action)
         proposal = made["proposal"]["id"]
         height = _height(made)
         for hospital in ("south", "east"):
             await self._caught_up(hospital, height)
             vote = ("gov", "vote", proposal, "--approve")
-            height = _height(await self._run(step, hospital, *vote))
+            height = _height(await self.typist.run(step, hospital, *vote))
         await self._caught_up("north", height)
-        passed = await self._run(step, "north", "gov", "show", proposal, quiet=True)
-        self._expect(step, passed, {"state": "passed"})
-        done = await self._run(step, "north", "gov", "execute", proposal)
-        self._expect(step, done["proposal"], {"state": "executed"})
+        passed = await self.typist.run(step, "north", "gov", "show", proposal, quiet=True)
+        step.expect_fields(passed, {"state": "passed"})
+        done = await self.typist.run(step, "north", "gov", "execute", proposal)
+        step.expect_fields(done["proposal"], {"state": "executed"})
         found: dict[str, Any] = done["proposal"]
         return found
 
@@ -217,12 +224,12 @@ class Sharing:
         title = f"north anchors {CHANGE_DELAY + 2} audit logs; {NEWCOMER} follows, and votes"
         async with self.stage.step(title) as step:
             logs = await asyncio.to_thread(self._logs)
-            done = (await self._run(step, "north", "audit", "anchor", *logs))["anchored"]
+            done = (await self.typist.run(step, "north", "audit", "anchor", *logs))["anchored"]
             last = done[-1]["height"]
             step.expect(last >= self._activation, f"{self._activation} or above", last)
             await self._caught_up(NEWCOMER, last)
-            status = await self._run(step, NEWCOMER, "status")
-            self._expect(step, status["status"], {"is_validator": True})
+            status = await self.typist.run(step, NEWCOMER, "status")
+            step.expect_fields(status["status"], {"is_validator": True})
             self._height = status["status"]["height"]
             voters = [validator["institution"] for validator in status["validators"]]
             step.note(f"height {self._height}, voters: {', '.join(voters)}")
@@ -237,7 +244,7 @@ class Sharing:
             for kind, words in asked.items():
                 self._proofs[kind] = file = self.folder / f"{kind}.proof"
                 make = ("proof", "make", kind, *words, "--output", str(file))
-                made = await self._run(step, NEWCOMER, *make)
+                made = await self.typist.run(step, NEWCOMER, *make)
                 step.note(f"{made['bytes']} bytes: {' '.join(made['statement'])}")
 
     async def _verify_offline(self) -> None:
@@ -247,36 +254,14 @@ class Sharing:
             genesis = str(self.folder / GENESIS)
             for file in self._proofs.values():
                 verify = ("proof", "verify", str(file), "--genesis", genesis)
-                held = await self._run(step, "", *verify, who="auditor")
-                self._expect(step, held, {"is_proved": True, "quorum": 4})
+                held = await self.typist.run(step, "", *verify, who="auditor")
+                step.expect_fields(held, {"is_proved": True, "quorum": 4})
             step.note(f"sealed by {', '.join(held['sealed_by'])}")
             forged = self.folder / "forged.proof"
             await asyncio.to_thread(_forge, file, forged)
             verify = ("proof", "verify", str(forged), "--genesis", genesis)
-            await self._run(step, "", *verify, who="auditor", status=1)
+            await self.typist.run(step, "", *verify, who="auditor", status=1)
             step.note("the last one has one bit changed, and proves nothing")
-
-    async def _run(
-        self,
-        step: Step,
-        hospital: str,
-        *words: str,
-        by: str = "",
-        status: int = 0,
-        quiet: bool = False,
-        who: str = NEWCOMER,
-    ) -> Any:
-        """Type a command at a hospital, signed `by` one of its people, and note it.
-
-        Without a hospital it needs no node; then `who` types it.
-        """
-        signed = ("--key", str(self._key(hospital, by))) if by else ()
-        at = ("--config", str(self.folder / hospital / CONFIG)) if hospital else ()
-        answer = await self.terminal.run([*words, *signed, *at], status)
-        if not quiet:
-            shown = typed([*words, *signed])
-            step.note(f"{hospital or who}$ {shown}")
-        return answer
 
     async def _caught_up(self, hospital: str, height: int) -> None:
         """Return once the hospital's own node has executed `height`."""
@@ -286,14 +271,7 @@ class Sharing:
                 await asyncio.sleep(0.01)
 
     async def _shown(self, step: Step, hospital: str) -> Any:
-        return await self._run(step, hospital, "access", "show", self._request, quiet=True)
-
-    def _expect(self, step: Step, seen: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-        found = {name: seen.get(name) for name in wanted}
-        step.expect(found == wanted, str(dict(wanted)), found)
-
-    def _key(self, hospital: str, name: str) -> Path:
-        return self.folder / hospital / f"{name}.pem"
+        return await self.typist.run(step, hospital, "access", "show", self._request, quiet=True)
 
     def _newcomer(self) -> NodeProcess:
         if self.newcomer is None:

@@ -3,10 +3,10 @@
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.text import Text
@@ -49,6 +49,11 @@ class Step:
         """End the step as failed unless `is_met`."""
         if not is_met:
             self.fail(expected, seen)
+
+    def expect_fields(self, seen: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+        """End the step as failed unless the fields of an answer are as wanted."""
+        found = {name: seen.get(name) for name in wanted}
+        self.expect(found == wanted, str(dict(wanted)), found)
 
     def fail(self, expected: str, seen: object) -> NoReturn:
         """End the step as failed."""

@@ -11,11 +11,14 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+from node.cli.demo.stage import Step
 from node.cli.main import app
+from node.provision import CONFIG
 
 _LOADED = (
     "node.cli.access",
@@ -33,6 +36,7 @@ _LOADED = (
     "node.cli.proof_make",
     "node.cli.proof_verify",
     "node.cli.status",
+    "node.cli.store",
     "node.cli.study",
 )
 WORDS_SHOWN = 16
@@ -71,6 +75,39 @@ class Terminal:
         if process.exitcode != status:
             raise CommandFailed(f"{typed(words)} ended with {process.exitcode}: {told or said}")
         return json.loads(said)
+
+
+@dataclass(frozen=True, slots=True)
+class Typist:
+    """Types commands at the hospitals whose folders are in `folder`."""
+
+    folder: Path
+    terminal: Terminal
+
+    async def run(
+        self,
+        step: Step,
+        hospital: str,
+        *words: str,
+        by: str = "",
+        status: int = 0,
+        quiet: bool = False,
+        who: str = "",
+    ) -> Any:
+        """Type a command at a hospital, signed `by` one of its people, and note it.
+
+        Without a hospital it needs no node; then `who` types it. Raises `CommandFailed`.
+        """
+        signed = ("--key", str(self.key(hospital, by))) if by else ()
+        at = ("--config", str(self.folder / hospital / CONFIG)) if hospital else ()
+        answer = await self.terminal.run([*words, *signed, *at], status)
+        if not quiet:
+            step.note(f"{hospital or who}$ {typed([*words, *signed])}")
+        return answer
+
+    def key(self, hospital: str, name: str) -> Path:
+        """Return the file of a person's key."""
+        return self.folder / hospital / f"{name}.pem"
 
 
 def typed(words: Sequence[str]) -> str:
