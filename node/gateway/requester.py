@@ -49,6 +49,11 @@ from node.ledger.queries.access_views import RequestQuery, RequestView
 log = logging.getLogger(__name__)
 
 BYTES_MAX = 1 << 44
+BEHIND_TRIES, BEHIND_PAUSE_S = 10, 0.2
+# What a custodian answers whose node has not executed the height of the grant or the delivery.
+_BEHIND = frozenset(
+    {"request_unknown", "request_waiting", "request_not_delivered", "request_not_valid_yet"}
+)
 _WAITED_FOR = ("access_granted", "access_delivered", "access_denied", "access_revoked")
 
 
@@ -114,7 +119,7 @@ class Requester:
         self._acting, self._store, self._keys = acting, store, keys
         self._directory, self._identity, self._limits = directory, identity, limits
         self.chunks = StoreChunks(store)
-        self._transfers = Transfers(folder / "transfers")
+        self.transfers = Transfers(folder / "transfers")
         self.received = Deliveries(folder / "received")
         self._uses = Uses(folder / "uses", acting)
 
@@ -137,7 +142,7 @@ class Requester:
         manifest = await asyncio.to_thread(self._verify, delivery, watch)
         await asyncio.to_thread(self.received.put, delivery)
         await self._acknowledge(request, delivery)
-        await asyncio.to_thread(self._transfers.forget, request_id)
+        await asyncio.to_thread(self.transfers.forget, request_id)
         return await asyncio.to_thread(self._done, delivery, fetched, manifest)
 
     async def use(self, request_id: bytes, token: bytes) -> None:
@@ -211,6 +216,18 @@ class Requester:
         return delivery if whole else None
 
     async def _fetch(self, request: RequestView, watch: Watch | None) -> Fetched:
+        """Fetch what our own node says is delivered; the custodian's may be a height behind it."""
+        for _ in range(BEHIND_TRIES):
+            try:
+                return await self._fetch_once(request, watch)
+            except NotPermitted as error:
+                if error.code not in _BEHIND:
+                    await self._drop_if_over(request)
+                    raise
+            await asyncio.sleep(BEHIND_PAUSE_S)
+        raise NotReady("the custodian's node does not know yet that the key is delivered")
+
+    async def _fetch_once(self, request: RequestView, watch: Watch | None) -> Fetched:
         wanted = await self._wanted(request)
         holders = await self._holders(request)
         try:
@@ -219,14 +236,11 @@ class Requester:
                 wanted,
                 holders,
                 self.chunks,
-                self._transfers,
+                self.transfers,
                 limits=self._limits,
                 prepare=lambda offer: self._adopt(request, offer),
                 progress=_told(watch),
             )
-        except NotPermitted:
-            await self._drop_if_over(request)
-            raise
         except InvalidOffer as error:
             raise NotAuthentic(str(error)) from error
 
@@ -346,11 +360,11 @@ class Requester:
         """Drop what came if our own node, too, says that it is not permitted any more."""
         view = await self._acting.client.request(request.id)
         if view is not None and not view.permitted and view.recorded_state != RECEIVED:
-            transfer = await asyncio.to_thread(self._transfers.get, request.id)
+            transfer = await asyncio.to_thread(self.transfers.get, request.id)
             if transfer is not None:
                 version = transfer.offer.delivery.version
                 await asyncio.to_thread(self._drop, request.study_id, version)
-            await asyncio.to_thread(self._transfers.forget, request.id)
+            await asyncio.to_thread(self.transfers.forget, request.id)
             log.warning("fetched data dropped request=%s code=%s", request.id.hex(), view.refusal)
 
     def _drop(self, study_id: bytes, version: int) -> None:

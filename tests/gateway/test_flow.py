@@ -48,6 +48,27 @@ async def test_a_granted_study_arrives_whole_and_the_ledger_tells_the_story(tmp_
         assert (await beta.request(request_id)).uses == 2
 
 
+async def test_a_custodian_whose_node_is_a_height_behind_is_asked_again(tmp_path, monkeypatch):
+    async with (
+        world(tmp_path) as all_,
+        all_.alpha.serving() as giving,
+        all_.beta.serving(fetch_at_once=True),
+    ):
+        asked, permit = [], giving._permits.permit
+
+        async def behind(request_id):
+            asked.append(request_id)
+            if len(asked) < 3:
+                raise NotPermitted(["request_unknown", "request_not_delivered"][len(asked) - 1])
+            return await permit(request_id)
+
+        monkeypatch.setattr(giving._permits, "permit", behind)
+        study = await all_.alpha.keep()
+        await all_.beta.ask(study)
+        await until(lambda: all_.beta.received)
+        assert len(asked) >= 3
+
+
 async def test_what_is_delivered_comes_by_itself_also_what_was_while_nobody_ran(tmp_path):
     async with world(tmp_path) as all_, all_.alpha.serving():
         alpha, beta = all_.alpha, all_.beta
