@@ -1,6 +1,7 @@
 """Copies of erased studies are destroyed and that is attested, without anybody asking.
 
-    erased on the ledger -> noted on disk -> key, index, chunks destroyed -> attested on the ledger
+    erased on the ledger -> noted on disk -> key, index, chunks destroyed, and every wrapped copy of
+    the key -> attested on the ledger
 
 The note is there from before the destruction until the attestation is final, so a crash anywhere
 is gone on with. A custodian destroys first and records it then; what should be left of it here goes
@@ -10,13 +11,12 @@ too, and needs no attestation.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from node.exchange.store.errors import StudyUnknown
 from node.exchange.store.store import StudyStore
-from node.exchange.transfer.errors import InvalidRecord
-from node.exchange.transfer.state import Deliveries
 from node.gateway.acting import Acting
 from node.gateway.backlog import Backlog
 from node.gateway.ledger_events import LedgerEvents, id_in
@@ -29,6 +29,13 @@ _ID_DIGITS = 32
 _DONE = frozenset({OK, "erasure_attested", "erasure_own"})
 
 
+class KeepsKeys(Protocol):
+    """Keeps study keys that are wrapped to somebody, by request."""
+
+    def forget_study(self, study_id: bytes) -> None:
+        """Remove all of a study. Waits for the disk."""
+
+
 class Erasures:
     """Destroys and attests."""
 
@@ -36,15 +43,16 @@ class Erasures:
         self,
         acting: Acting,
         store: StudyStore,
-        received: Deliveries,
+        kept: Sequence[KeepsKeys],
         folder: Path,
         on_erased: Callable[[bytes], None] = lambda study_id: None,
     ) -> None:
-        """`received` keeps what came with studies; `folder` the notes; `on_erased` is called in a
-        thread for every study that is erased on the ledger. Raises `OSError`."""
+        """`kept` keep wrapped keys, of what came and of what was given out; `folder` the notes;
+        `on_erased` is called in a thread for every study that is erased on the ledger. Raises
+        `OSError`."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._on_erased = on_erased
-        self._acting, self._store, self._received, self._folder = acting, store, received, folder
+        self._acting, self._store, self._kept, self._folder = acting, store, kept, folder
         self.backlog: Backlog[bytes] = Backlog("erase", self._work)
 
     def attach(self, events: LedgerEvents) -> None:
@@ -63,6 +71,7 @@ class Erasures:
             await asyncio.to_thread(self._destroy_own, study_id)
             return True
         if not await asyncio.to_thread(self._destroy, study_id):
+            await asyncio.to_thread(self._forget_keys, study_id)
             return True
         submitted = await self._acting.submit("study.attest_erasure", (study_id,))
         if submitted.code not in _DONE:
@@ -88,6 +97,7 @@ class Erasures:
     def _destroy_own(self, study_id: bytes) -> None:
         with contextlib.suppress(StudyUnknown):
             self._store.erase(study_id)
+        self._forget_keys(study_id)
 
     def _destroy(self, study_id: bytes) -> bool:
         """Return whether there is something to attest: it was held here, now or before a crash."""
@@ -100,14 +110,13 @@ class Erasures:
             self._store.erase(study_id)
         except StudyUnknown:
             log.info("nothing is left of an erased study study=%s", study_id.hex())
-        for request_id in list(self._received.requests()):
-            try:
-                delivery = self._received.get(request_id)
-            except InvalidRecord:
-                continue
-            if delivery is not None and delivery.study_id == study_id:
-                self._received.forget(request_id)
+        self._forget_keys(study_id)
         return True
+
+    def _forget_keys(self, study_id: bytes) -> None:
+        """Destroy wrapped keys: with the receiver's own key they would open study and salt."""
+        for each in self._kept:
+            each.forget_study(study_id)
 
     def _note(self, study_id: bytes) -> Path:
         return self._folder / study_id.hex()

@@ -124,9 +124,8 @@ class Exchange:
             limits=settings.client,
         )
         self.shown = Shown(acting, given.store)
-        self.erasures = Erasures(
-            acting, given.store, self.requester.received, folder / "erasures", self._erased
-        )
+        kept = (self.requester.received, self.requester.transfers, deliveries)
+        self.erasures = Erasures(acting, given.store, kept, folder / "erasures", self._erased)
         self.finding = Finding(acting, given.store, folder / CATALOGUE, settings.finding, inquired)
         identity = given.identity
         self._contexts = TrustedContexts(identity.private_key, identity.certificate)

@@ -154,7 +154,8 @@ class _Alone:
         self.events = LedgerEvents(acting.client)
         self.shown = Shown(acting, store)
         received = Deliveries(config.spool_dir / "received")
-        self._erasures = Erasures(acting, store, received, config.spool_dir / "erasures", on_erased)
+        notes = config.spool_dir / "erasures"
+        self._erasures = Erasures(acting, store, [received], notes, on_erased)
         self.shown.attach(self.events)
         self._erasures.attach(self.events)
 

@@ -33,7 +33,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(site, "settings_of", lambda config: replace(real(config), pace=PACE))
 
 
-def config_of(hospital, pacs=None):
+def config_of(hospital, pacs=None, *, fetches=False):
     """Return the config of a hospital's node with everything in it."""
     folder = hospital.folder
     token = folder / "web.token"
@@ -61,18 +61,20 @@ def config_of(hospital, pacs=None):
                 ExchangePeer(institution=p.institution, host=p.host, port=p.port)
                 for p in hospital.places
             ),
-            fetch_at_once=pacs is not None,
+            fetch_at_once=fetches or pacs is not None,
             search=SearchConfig(fields=EVERY_FIELD, questions_per_minute=600),
         ),
     )
 
 
 @asynccontextmanager
-async def gateway_of(hospital, pacs=None):
+async def gateway_of(hospital, pacs=None, *, fetches=False):
     """Run a hospital's gateway."""
     client = await hospital.net.client(hospital.index)
     opened = Opened(client, hospital.vault, hospital.signer, hospital.store, hospital.net.genesis)
-    async with site.running(config_of(hospital, pacs), opened, log_level=logging.DEBUG) as gateway:
+    async with site.running(
+        config_of(hospital, pacs, fetches=fetches), opened, log_level=logging.DEBUG
+    ) as gateway:
         yield gateway
 
 

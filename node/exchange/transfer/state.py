@@ -63,6 +63,14 @@ class Deliveries:
         """Remove a delivery, when its request is over or the study was erased."""
         self._files.remove(request_id)
 
+    def forget_study(self, study_id: bytes) -> None:
+        """Remove all deliveries of a study: what is wrapped in them opens it and its salt."""
+        for request_id in list(self.requests()):
+            with contextlib.suppress(InvalidRecord):
+                delivery = self.get(request_id)
+                if delivery is not None and delivery.study_id == study_id:
+                    self.forget(request_id)
+
     def requests(self) -> Iterator[bytes]:
         """Yield the ids of all requests with a delivery."""
         return self._files.ids()
@@ -111,6 +119,14 @@ class Transfers:
     def forget(self, request_id: bytes) -> None:
         """Remove what is kept: the study is taken over, or nobody wants it any more."""
         self._files.remove(request_id)
+
+    def forget_study(self, study_id: bytes) -> None:
+        """Remove all transfers of a study: their offers hold its key, wrapped to this hospital."""
+        for request_id in list(self.requests()):
+            with contextlib.suppress(InvalidRecord):
+                transfer = self.get(request_id)
+                if transfer is not None and transfer.offer.delivery.study_id == study_id:
+                    self.forget(request_id)
 
     def requests(self) -> Iterator[bytes]:
         """Yield the ids of all requests whose transfer is under way."""
