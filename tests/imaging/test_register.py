@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from consensus.wire import pack
 from node.imaging.commitment import commit_file
@@ -17,6 +18,8 @@ from node.imaging.register import Action, Options, pending, prepare
 from node.imaging.vault import State
 from node.ledger.contracts.table import check_form
 from node.ledger.contracts.vocabulary import MODALITIES, REGIONS
+from node.ledger.limits import HEIGHT_MAX
+from node.ledger.transaction import sign_transaction
 from tests.imaging import dicom
 
 ID = b"T" * 32
@@ -62,7 +65,7 @@ def test_the_real_series_of_the_wheel_are_prepared_together(vault):
     assert modalities == {"CT", "MR", "CR"}
 
 
-def test_a_study_of_500_slices_is_one_operation_under_2_kilobytes(vault, tmp_path):
+def test_a_study_of_500_slices_is_one_transaction_of_at_most_2_kilobytes(vault, tmp_path):
     source = dicom.minimal(tmp_path / "seed").read_bytes()
     folder = tmp_path / "big"
     folder.mkdir()
@@ -71,6 +74,17 @@ def test_a_study_of_500_slices_is_one_operation_under_2_kilobytes(vault, tmp_pat
     preparation = prepare([folder], vault)
     assert len(preparation.studies[0].manifest.instances) == 500
     assert [len(pack((o.name, o.arguments))) < 200 for o in preparation.operations] == [True]
+    key = Ed25519PrivateKey.generate()
+    transaction = sign_transaction(
+        key.sign,
+        key.public_key().public_bytes_raw(),
+        chain_id=bytes(32),
+        institution="i" * 32,
+        valid_until=HEIGHT_MAX,
+        operations=tuple(preparation.operations),
+        salt=bytes(16),
+    )
+    assert len(transaction.raw) <= 2_048
 
 
 def test_nothing_of_the_files_stands_in_an_operation(vault, tmp_path):

@@ -3,6 +3,7 @@
 import pytest
 
 from node import keys
+from node.exchange import encryption_keys
 from node.imaging import vault_keys
 from tests.privacy.site_world import quick
 
@@ -12,4 +13,5 @@ def quick_keys(monkeypatch):
     monkeypatch.setattr(keys, "_SCRYPT_N", 2)
     monkeypatch.setattr(vault_keys, "_ITERATIONS", 1)
     monkeypatch.setattr(vault_keys, "_MEMORY_KIB", 64)
+    monkeypatch.setattr(encryption_keys, "_COSTS", encryption_keys._COSTS_LEAST)
     quick(monkeypatch)
