@@ -168,7 +168,14 @@ def test_contradictions_in_the_config_are_told_with_their_line(config_file, line
     assert sentence in " ".join(err.split())
 
 
-async def test_start_serves_beside_its_node_until_it_is_told_to_end(tmp_path):
+@pytest.mark.parametrize(
+    ("words", "end"),
+    [
+        ((), lambda process: process.send_signal(signal.SIGTERM)),
+        (("--with-parent",), lambda process: process.stdin.close()),
+    ],
+)
+async def test_start_serves_beside_its_node_until_it_is_told_to_end(tmp_path, words, end):
     net = ProcessTestnet(tmp_path / "net", validators=1)
     await net.start()
     try:
@@ -203,6 +210,8 @@ master_key_file = "{tmp_path}/master"
             "start",
             str(config_file),
             "--announce",
+            *words,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=os.environ | {"NOTIFY_SOCKET": str(tmp_path / "notify")},
@@ -214,7 +223,7 @@ master_key_file = "{tmp_path}/master"
             assert await dimse.in_thread(service_manager.recv, 99) == b"READY=1"
             assert await dimse.in_thread(dimse.send, port, paths) == [0]
         finally:
-            process.send_signal(signal.SIGTERM)
+            end(process)
             _, errors = await process.communicate()
         assert process.returncode == 0, errors.decode()
         with service_manager:
