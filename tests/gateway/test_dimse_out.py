@@ -241,7 +241,7 @@ def get(port, asked, kinds, receiver):
         contexts,
         ae_title=dimse.TITLE,
         ext_neg=[build_role(sop_class, scp_role=True) for sop_class in classes],
-        evt_handlers=receiver.handlers,
+        evt_handlers=[dimse.AT_ONCE, *receiver.handlers],
     )
     assert association.is_established
     try:
