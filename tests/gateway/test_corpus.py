@@ -31,7 +31,7 @@ from tests.gateway.test_dimse_out import Receiver, data_set, get, identifier, ki
 from tests.gateway.web.conftest import TOKEN
 from tests.gateway.web.test_retrieve import AS_STORED, parts_of
 from tests.gateway.web.test_stow import KIND, message
-from tests.imaging import dicom
+from tests.imaging import dicom, vendor
 
 GROUP = 60  # files on one association, which has 128 presentation contexts at most
 
@@ -176,8 +176,9 @@ async def test_every_file_that_is_no_instance_is_refused_in_words_and_kept(testn
 
 
 async def test_every_instance_of_the_wheel_goes_in_comes_out_and_verifies(testnet, tmp_path):
-    parts = rounds(dicom.instances())
-    assert sum(map(len, parts)) == len(dicom.instances())
+    paths = [*dicom.instances(), *vendor.generate(tmp_path / "vendor").values()]
+    parts = rounds(paths)
+    assert sum(map(len, parts)) == len(paths)
     async with testnet(validators=1) as net:
         await net.client(0)  # one for all
         done = [
@@ -187,7 +188,22 @@ async def test_every_instance_of_the_wheel_goes_in_comes_out_and_verifies(testne
         verdicts = [each for part in await asyncio.gather(*done) for each in part]
     # By STOW-RS a file stays what it is; C-STORE leaves the file meta information to the receiver.
     assert {word for _, word in verdicts} == {"same file", "same image, re-encoded"}
-    assert len(verdicts) == len(dicom.instances())
+    assert len(verdicts) == len(paths)
+
+
+async def test_names_in_every_character_set_are_shown_as_they_are_written(testnet, tmp_path):
+    made = vendor.generate(tmp_path / "vendor")
+    paths = {name: made[name] for name in vendor.CHARACTER_SETS}
+    async with testnet(validators=1) as net, hospital(net, tmp_path / "a") as site:
+        assert (await site.post(paths.values()))[0] == 200
+        await site.kept(len(paths))
+        for name, (_, patient) in vendor.CHARACTER_SETS.items():
+            uid = heads_of([paths[name]])[paths[name]].StudyInstanceUID
+            _, _, body = await site.ask("GET", f"/studies?StudyInstanceUID={uid}")
+            (shown,) = json.loads(body)
+            groups = shown["00100010"]["Value"][0]
+            words = ("Alphabetic", "Ideographic", "Phonetic")
+            assert "=".join(groups[word] for word in words if word in groups) == patient
 
 
 async def round_trip(net, folder, paths):
