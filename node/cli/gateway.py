@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -16,11 +17,12 @@ import uvloop
 
 from node import provision
 from node.cli.arguments import DEFAULT_CONFIG, ConfigFile
+from node.cli.bars import file_progress
 from node.cli.context import Desk
 from node.cli.failures import UNABLE, USAGE, WRONG, Failure, explained
 from node.cli.gateway_report import show_status, status_of
 from node.cli.notify import notify
-from node.cli.output import Json, say, show_json, show_pairs
+from node.cli.output import Json, say, show_json, show_pairs, show_table
 from node.cli.parent import end_with_parent
 from node.cli.registrar import opened
 from node.config import DicomPeer, GatewayConfig, StoreConfig
@@ -34,15 +36,19 @@ from node.gateway.delivering import dimse_context, web_way
 from node.gateway.directory import Directory
 from node.gateway.echo import echo
 from node.gateway.exchange_opening import identity_of, settings_of
+from node.gateway.importing import Import, import_folder
 from node.gateway.index import SpoolError
 from node.gateway.knocking import unanswered
 from node.gateway.priority import give_way
 from node.gateway.quiet import log_to_stderr
 from node.gateway.site import Opened, running
 from node.gateway.spool import Spool
+from node.imaging.errors import UnreadableInstance
 from node.keys import KeyFileError
 
 log = logging.getLogger(__name__)
+
+FILES_SHOWN = 50  # of an import, one by one
 
 app = typer.Typer(no_args_is_help=True, help="Receive images, register and store them.")
 
@@ -128,6 +134,38 @@ def register_now(config_file: ConfigFile = DEFAULT_CONFIG, as_json: Json = False
             say(f"Taken to be complete: {waiting}.")
 
 
+@app.command(name="import")
+def import_command(
+    folder: Annotated[
+        Path, typer.Argument(help="A disc or stick with a DICOMDIR, or any folder of DICOM files.")
+    ],
+    config_file: ConfigFile = DEFAULT_CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Take in what is on a medium; the gateway registers it. The medium is left as it is.
+
+    With a DICOMDIR: what it names, and what of that is missing is told. Status 1 unless all came.
+    """
+    with explained(as_json), _told():
+        config = _gateway(Desk.open(config_file))
+        spool = Spool(config.spool_dir, quota_of(config), rules_of(config))
+        try:
+            with file_progress("importing", as_json) as show:
+                done = import_folder(folder, spool, show)
+        except UnreadableInstance as error:
+            raise Failure(WRONG, f"the DICOMDIR cannot be used: {error.reason}") from error
+        except ValueError as error:
+            raise Failure(USAGE, str(error)) from error
+        finally:
+            spool.close()
+        if as_json:
+            show_json(asdict(done))
+        else:
+            _show_import(done)
+        if not done.is_whole:
+            raise typer.Exit(WRONG)
+
+
 @app.command()
 def discard(
     name: Annotated[str, typer.Argument(help="Of a file in quarantine, as `status` shows it.")],
@@ -143,6 +181,20 @@ def discard(
             show_json({"discarded": name})
         else:
             say("It is removed.")
+
+
+def _show_import(done: Import) -> None:
+    say(f"{done.taken} instances are taken, {done.known} were here already.")
+    if done.refused:
+        rows = [(each.file, each.code, each.reason) for each in done.refused[:FILES_SHOWN]]
+        show_table(("refused", "code", "reason"), rows)
+    for file_id in done.missing[:FILES_SHOWN]:
+        say(f"The DICOMDIR names {file_id}, and it is not there.", "yellow")
+    if done.outside:
+        say(f"The DICOMDIR names {done.outside} files outside of the folder: not taken.", "yellow")
+    rest = len(done.refused[FILES_SHOWN:]) + len(done.missing[FILES_SHOWN:])
+    if rest:
+        say(f"And {rest} more; --json has all of them.", "yellow")
 
 
 async def _serve(desk: Desk, *, announce: bool, with_parent: bool) -> None:
