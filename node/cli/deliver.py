@@ -77,10 +77,10 @@ def deliver(
 async def _deliver(
     desk: Desk, study_id: bytes, to: str, wait: bool, quiet: bool
 ) -> tuple[int, Reached]:
-    study = await _study(desk, study_id)
+    study = await summary_of(desk, study_id)
     async with _opened(desk, study_id, to) as (delivers, study_uid):
         if study.custodian != desk.config.institution:
-            await _count_use(desk, study_id, to)
+            await count_use(desk, study_id, use_token(to))
         try:
             number = await asyncio.to_thread(delivers.submit, study_uid, to)
         except UnknownStudy as error:
@@ -90,7 +90,8 @@ async def _deliver(
         return number, await asyncio.to_thread(delivers.progress, number)
 
 
-async def _study(desk: Desk, study_id: bytes) -> StudySummary:
+async def summary_of(desk: Desk, study_id: bytes) -> StudySummary:
+    """Return what the ledger says of a study. Raises `Failure` if it says nothing."""
     async with desk.client() as client:
         view = await client.study(study_id)
     if view is None:
@@ -98,8 +99,8 @@ async def _study(desk: Desk, study_id: bytes) -> StudySummary:
     return view.summary
 
 
-async def _count_use(desk: Desk, study_id: bytes, to: str) -> None:
-    """Count the delivery as a use of the grant under which the study came, once for each PACS."""
+async def count_use(desk: Desk, study_id: bytes, token: bytes) -> None:
+    """Count a use of the grant under which the study came, once for each `token`."""
     async with opened_requester(desk) as (requester, _), desk.client() as client:
         query = RequestQuery(institution=desk.config.institution, study_id=study_id, state=RECEIVED)
         page = await client.requests(query)
@@ -107,7 +108,7 @@ async def _count_use(desk: Desk, study_id: bytes, to: str) -> None:
         if not granted:
             raise Failure(WRONG, "no grant that this hospital received permits it now")
         try:
-            await requester.use(granted[0].id, use_token(to))
+            await requester.use(granted[0].id, token)
         except NotPermitted as error:
             meaning = meaning_of_code(error.code)
             raise Failure(WRONG, *lines_about(error.code, meaning), code=error.code) from error

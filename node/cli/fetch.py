@@ -7,7 +7,7 @@ ledger by the node, and the custodian's gateway by the addresses in the config.
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -39,6 +39,7 @@ from node.gateway.acting import Acting
 from node.gateway.directory import Directory
 from node.gateway.exchange import KEYS
 from node.gateway.exchange_opening import identity_of, settings_of
+from node.gateway.media_out import MediaUnwritable, check_empty, write_media
 from node.gateway.requester import (
     NotAuthentic,
     NotReady,
@@ -67,6 +68,10 @@ def fetch(
             help="Write the images to this folder, too. That is one use of the grant.",
         ),
     ] = None,
+    media: Annotated[
+        bool,
+        typer.Option("--media", help="With --to: as a medium with a DICOMDIR (IHE PDI)."),
+    ] = False,
     wait_s: Annotated[
         float,
         typer.Option("--wait", min=0, help="Seconds to wait for the grant and the study's key."),
@@ -79,7 +84,11 @@ def fetch(
     Run it again after any interruption: what has arrived is not fetched again.
     """
     with explained(as_json), _told():
-        received = asyncio.run(_fetch(Desk.open(config_file), request_id, wait_s, to, as_json))
+        if media and to is None:
+            raise Failure(USAGE, "--media says how to write; --to FOLDER says where")
+        write = _write_media if media else _write
+        desk = Desk.open(config_file)
+        received = asyncio.run(_fetch(desk, request_id, wait_s, to, write, as_json))
         if as_json:
             show_json({"received": received, "written_to": to})
             return
@@ -90,14 +99,21 @@ def fetch(
 
 
 async def _fetch(
-    desk: Desk, request_id: bytes, wait_s: float, to: Path | None, quiet: bool
+    desk: Desk,
+    request_id: bytes,
+    wait_s: float,
+    to: Path | None,
+    write: "Callable[[StudyStore, Received, Path, _Watch], None]",
+    quiet: bool,
 ) -> Received:
     async with opened_requester(desk) as (requester, store):
         with _progress(quiet) as watch:
             received = await requester.fetch(request_id, wait_s=wait_s, watch=watch.show)
             if to is not None:
-                await requester.use(request_id, _token(to))
-                await asyncio.to_thread(_write, store, received, to, watch)
+                if write is _write_media:
+                    await asyncio.to_thread(check_empty, to)  # before a use is counted
+                await requester.use(request_id, folder_token(to))
+                await asyncio.to_thread(write, store, received, to, watch)
     return received
 
 
@@ -165,7 +181,7 @@ def _progress(quiet: bool) -> Iterator[_Watch]:
         yield _Watch(progress)
 
 
-def _token(folder: Path) -> bytes:
+def folder_token(folder: Path) -> bytes:
     """Return the name of the use that fills a folder: the same again, since a command that was cut
     off goes on."""
     return hashlib.sha256(str(folder.absolute()).encode()).digest()[:16]
@@ -189,6 +205,17 @@ def _write(store: StudyStore, received: Received, folder: Path, watch: _Watch) -
             file.flush()
             os.fsync(file.fileno())
         new.replace(path)
+
+
+def _write_media(store: StudyStore, received: Received, folder: Path, watch: _Watch) -> None:
+    """Write the study as a file set with a DICOMDIR, whole or not at all."""
+    write_media(
+        store,
+        received.study_id,
+        received.version,
+        folder,
+        lambda done: watch.show(Step("writing", done, received.bytes)),
+    )
 
 
 def _show(received: Received) -> None:
@@ -227,6 +254,8 @@ def _told() -> Iterator[None]:
     except TransferIncomplete as error:
         reason = "what has arrived is kept: run the command again"
         raise Failure(UNABLE, str(error), reason) from error
+    except MediaUnwritable as error:
+        raise Failure(WRONG, str(error)) from error
     except (Unreachable, CertificateRefused) as error:
         raise Failure(USAGE, str(error)) from error
     except (StoreError, InvalidRecord) as error:

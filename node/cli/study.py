@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from node.cli import custody, deliver, fetch, find
+from node.cli import custody, deliver, export, fetch, find
 from node.cli.arguments import (
     DEFAULT_CONFIG,
     ConfigFile,
@@ -324,3 +324,4 @@ app.add_typer(custody.app)
 app.add_typer(find.app)
 app.add_typer(fetch.app)
 app.add_typer(deliver.app)
+app.add_typer(export.app)
