@@ -13,6 +13,7 @@ from pydicom.uid import JPEGLossless, JPEGLosslessSV1
 
 DECODER_DEPENDENCIES = dict.fromkeys((JPEGLossless, JPEGLosslessSV1), ("numpy", "imagecodecs"))
 _LABEL = "libjpeg-turbo"
+_END = b"\xff\xd9"  # EOI (ISO 10918-1 B.2.1)
 
 
 def is_available(uid: str) -> bool:
@@ -30,6 +31,8 @@ def register() -> None:
 
 def decode_frame(source: bytes, runner: DecodeRunner) -> bytearray:
     """Return the samples of one frame by pixel, little-endian, in the bits that are allocated."""
+    if not source.rstrip(b"\0").endswith(_END):
+        raise ValueError("the frame breaks off")  # which libjpeg would fill up
     # Of one colour space to the same: samples as they were compressed, whatever a marker says.
     space = imagecodecs.JPEG8.CS.GRAYSCALE
     if runner.samples_per_pixel == 3:

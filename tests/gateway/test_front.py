@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
+from pydicom.encaps import encapsulate, generate_frames
 from pynetdicom import build_context
 
 from node.gateway import pdu
@@ -27,7 +28,8 @@ from node.gateway.spool import Quota, Spool
 from node.gateway.tls import server_context
 from tests.gateway import dimse
 from tests.gateway.dimse import SENDER, TITLE, VERIFICATION, in_thread, opened_door
-from tests.imaging import dicom
+from tests.imaging import dicom, vendor
+from tests.imaging.test_codestream import swollen
 
 MEMORY_MAX = 256 << 20
 
@@ -299,7 +301,27 @@ async def test_a_broken_transfer_leaves_no_file(folder, tmp_path):
         await in_thread(other.release)
 
 
-@pytest.mark.parametrize("kind", ["bomb", "nested", "uid", "truncated"])
+KINDS = {
+    "bomb": "bomb",
+    "nested": "limit",
+    "uid": "bad_uid",
+    "truncated": "truncated",
+    "rows": "pixels",  # more rows than there are samples
+    "bits": "pixels",  # bits allocated that no image has
+    "rle-broken": "decoder",
+    "rle-bomb": "pixels",
+    "jpeg-2000-bomb": "pixels",  # 60,000 by 60,000 samples are announced
+    "jpeg-ls-bomb": "pixels",
+    "jpeg-lossless-bomb": "pixels",
+    "jpeg-lossless-broken": "decoder",
+    "jpeg-ls-broken": "decoder",
+    "jpeg-2000-broken": "decoder",
+    "fragment": "truncated",  # one that is longer than the file
+    "fragments": "malformed",  # no delimiter at their end
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 async def test_hostile_instances_are_refused_in_little_memory(folder, tmp_path, kind):
     path = hostile(kind, tmp_path / kind)
     async with opened_door(folder) as door:
@@ -311,14 +333,22 @@ async def test_hostile_instances_are_refused_in_little_memory(folder, tmp_path, 
     (aside,) = spool.asides()
     events = spool.index.events()
     spool.close()
-    assert aside.code == {"bomb": "bomb", "nested": "limit", "uid": "bad_uid"}.get(kind, kind)
+    assert aside.code == KINDS[kind]
+    assert len(aside.reason.split()) > 3
     assert len(events) == 1
 
 
 def hostile(kind, path):
     """Write an instance that can be sent, and should not be taken."""
+    if kind.startswith(("rle", "jpeg", "fragment")):
+        return hostile_frames(kind, path)
     dicom.minimal(path)
     loaded = dicom.pydicom.dcmread(path)
+    if kind in ("rows", "bits"):
+        loaded.Rows = 30_000 if kind == "rows" else loaded.Rows
+        loaded.BitsAllocated = 13 if kind == "bits" else 16
+        loaded.save_as(path)
+        return path
     if kind == "uid":
         loaded.StudyInstanceUID = "../../../etc/passwd"
         loaded.save_as(path)
@@ -347,6 +377,27 @@ def hostile(kind, path):
     zeros = bytes(1 << 20)
     bomb = b"".join(squeeze.compress(zeros) for _ in range(1_000)) + squeeze.flush()
     path.write_bytes(path.read_bytes()[:start] + bomb)
+    return path
+
+
+def hostile_frames(kind, path):
+    """Write an image of two compressed frames, the second of which is not what it should be."""
+    codec, _, fault = kind.rpartition("-")
+    made = vendor.generate(path.with_name("vendor"))
+    loaded = dicom.pydicom.dcmread(made[f"mr-{codec or 'rle'}"])
+    first, second = generate_frames(loaded.PixelData, number_of_frames=2)
+    if fault == "bomb":
+        second = swollen(f"mr-{codec}", second)
+    elif fault == "broken":
+        second = second[: len(second) // 3]
+    loaded.PixelData = encapsulate([first, second])
+    if kind == "fragment":
+        at = loaded.PixelData.rindex(second) - 4
+        huge = (2**31).to_bytes(4, "little")
+        loaded.PixelData = loaded.PixelData[:at] + huge + loaded.PixelData[at + 4 :]
+    loaded.save_as(path)
+    if kind == "fragments":
+        path.write_bytes(path.read_bytes()[:-8] + struct.pack("<HHL", 0x7FE0, 0x0011, 0))
     return path
 
 

@@ -98,6 +98,8 @@ def changes(name: str, tool: str) -> set[str]:
     rewritten = tool.startswith("gdcmconv") and not tool.endswith("plicit")
     if rewritten:  # GDCM leaves out a number of frames that is 1
         known |= {"number of frames (removed)"}
+    if name.endswith("jpeg-lossless") and rewritten:  # and takes its bits from the first frame
+        known |= {"bits stored", "high bit"}
     if name == "palette" and rewritten:  # GDCM writes the table anew
         known |= {f"{colour} {_LUT}" for colour in ("red", "green", "blue")}
     if name in LOSSY and (rewritten or "jp" in tool):
