@@ -189,7 +189,12 @@ def jpeg_lossless(maker, name, sop_class, array, **options):
     space = imagecodecs.JPEG8.CS.RGB if array.ndim == 4 else imagecodecs.JPEG8.CS.GRAYSCALE
     frames = [
         imagecodecs.jpeg8_encode(
-            frame, lossless=True, predictor=1, colorspace=space, outcolorspace=space
+            frame,
+            lossless=True,
+            predictor=1,
+            bitspersample=ds.BitsStored,
+            colorspace=space,
+            outcolorspace=space,
         )
         for frame in unsigned
     ]
