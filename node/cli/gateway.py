@@ -33,6 +33,7 @@ from node.gateway import health
 from node.gateway.acting import Acting
 from node.gateway.daemon import GatewayRefused, check_files, quota_of, rules_of
 from node.gateway.delivering import dimse_context, web_way
+from node.gateway.dialing import Peer
 from node.gateway.directory import Directory
 from node.gateway.echo import echo
 from node.gateway.exchange_opening import identity_of, settings_of
@@ -322,7 +323,7 @@ def _try_peer(config: GatewayConfig, peer: DicomPeer) -> str:
     try:
         if peer.host is not None and peer.port is not None:
             tls = dimse_context(config, peer)
-            finding = echo(config.ae_title, peer.ae_title, peer.host, peer.port, tls)
+            finding = echo(config.ae_title, Peer(peer.ae_title, peer.host, peer.port), tls)
             if finding:
                 return finding
         if peer.web_url is not None:

@@ -19,10 +19,10 @@ from node.exchange.federation.ports import FederationEvent
 from node.exchange.store.errors import StoreError
 from node.exchange.store.store import StudyStore
 from node.gateway.closing import Rules
-from node.gateway.commitments import Peer
 from node.gateway.deliver import Given
 from node.gateway.deliveries import DeliveriesUnusable
 from node.gateway.delivering import WayUnusable, deliverer, open_deliveries, ways_of
+from node.gateway.dialing import Dialer, Peer
 from node.gateway.front import Front, FrontRules
 from node.gateway.holdings import StoreHoldings
 from node.gateway.index import SpoolError
@@ -92,7 +92,7 @@ class Gateway:
         try:
             self.spool = Spool(config.spool_dir, quota_of(config), rules)
             tls, pins, trusts = _trust(config)
-            ways = ways_of(config)
+            ways = ways_of(config, Dialer(self.spool.note))
             self.deliveries = open_deliveries(self.spool)
         except (SpoolError, WayUnusable, DeliveriesUnusable) as error:
             raise GatewayRefused(str(error)) from error

@@ -5,8 +5,9 @@ listens on nothing: the front hands it connections over a socket pair, and when 
 A data set goes to a file as it comes and is never held in memory; the bytes that are stored are the
 bytes that were sent, after a file meta information of our own (PS3.10 §7.1).
 
-Control messages (SOCK_SEQPACKET): first the settings as JSON; then for each connection the peer's
-address, with the connection's descriptor. One message goes back when the process is ready.
+The settings come as JSON on standard input: with the certificates of many peers they are more than
+a packet holds. Control messages (SOCK_SEQPACKET): for each connection the peer's address, with the
+connection's descriptor. One message goes back when the process is ready.
 """
 
 import json
@@ -28,7 +29,8 @@ from pynetdicom.association import Association
 from pynetdicom.transport import AssociationServer, RequestHandler
 
 from node.gateway.closing import Rules
-from node.gateway.commitments import Commitments, Peer
+from node.gateway.commitments import Commitments
+from node.gateway.dialing import Dialer, Peer
 from node.gateway.index import SpoolError
 from node.gateway.link import Borrower
 from node.gateway.outcomes import Accepted, Claimed, Duplicate, Outcome
@@ -40,7 +42,7 @@ from node.imaging.syntax import syntax_of
 log = logging.getLogger(__name__)
 
 READY = b"ready"
-MESSAGE_BYTES_MAX = 1 << 20
+SETTINGS_BYTES_MAX = 64 << 20  # of 256 peers, each with a bundle of authorities
 COMMAND_BYTES_MAX = 64 * 1024
 DATA_SET_BYTES_MAX = 16 << 20  # of requests other than C-STORE: a commitment of 100,000 instances
 REQUESTS_MAX = 16  # that a peer has sent without waiting for an answer
@@ -121,11 +123,12 @@ class Receiver:
         self._ae = _application(settings)
         peers = {peer["ae_title"]: Peer(**peer) for peer in settings.peers}
         files = settings.certificate_file, settings.key_file
-        self._commitments = Commitments(self._spool, peers, settings.ae_title, *files)
+        dialer = Dialer(self._note)
+        self._commitments = Commitments(self._spool, peers, settings.ae_title, *files, dialer)
         self._outward: QueryRetrieve | None = None
         if asking is not None:
             secure = self._commitments.context if settings.certificate_file else None
-            self._outward = QueryRetrieve(Borrower(asking), self._ae, peers, secure)
+            self._outward = QueryRetrieve(Borrower(asking), self._ae, peers, secure, dialer)
             for sop_class in self._outward.contexts():
                 self._ae.add_supported_context(sop_class)
         self._server = _Server(self._ae, settings.ae_title, self._handlers())
@@ -183,6 +186,12 @@ class Receiver:
             return _answer(_OUT_OF_RESOURCES, "the spool cannot be used; try again later")
         return _status(outcome)
 
+    def _note(self, kind: str, source: str, code: str) -> None:
+        try:
+            self._spool.note(kind, source, code)
+        except SpoolError as error:
+            log.error("an event is lost kind=%s source=%s: %s", kind, source, error)
+
     def _tidy(self) -> None:
         """Remove what broken associations left; pynetdicom does not."""
         ended = [a for a in self._server.started if not a.is_alive()]
@@ -205,7 +214,7 @@ def main() -> None:
     is one, the parent is asked for what may be given out (`link.py`).
     """
     control = socket.socket(fileno=int(sys.argv[1]))
-    settings = Settings(**json.loads(control.recv(MESSAGE_BYTES_MAX)))
+    settings = Settings(**json.loads(sys.stdin.buffer.read(SETTINGS_BYTES_MAX)))
     log_to_stderr(settings.log_level)
     _limit(settings)
     asking = socket.socket(fileno=int(sys.argv[2])) if len(sys.argv) > 2 else None
@@ -235,7 +244,7 @@ def _application(settings: Settings) -> AE:
     ae.maximum_pdu_size = settings.pdu_bytes_max
     ae.maximum_associations = settings.associations_max
     ae.network_timeout = ae.dimse_timeout = settings.idle_seconds
-    ae.acse_timeout = min(30.0, settings.idle_seconds)
+    ae.acse_timeout = ae.connection_timeout = min(30.0, settings.idle_seconds)
     ae.require_called_aet = True
     ae.require_calling_aet = [peer["ae_title"] for peer in settings.peers]
     ae.add_supported_context("1.2.840.10008.1.1")  # Verification

@@ -9,7 +9,7 @@ import pynetdicom
 from pynetdicom import AE, build_context, evt
 
 from node.gateway.closing import Rules
-from node.gateway.commitments import Peer
+from node.gateway.dialing import Peer
 from node.gateway.front import Front, FrontRules
 from node.gateway.receiver import Receiving
 from node.gateway.scp import Settings
@@ -48,9 +48,10 @@ async def opened_door(
     quota=QUOTA,
     port=0,
     lender=None,
+    files=(None, None),
     **limits,
 ):
-    """Yield a `Door` on loopback."""
+    """Yield a `Door` on loopback; `files` are certificate and key for what it calls itself."""
     settings = Settings(
         str(folder),
         asdict(quota),
@@ -61,6 +62,8 @@ async def opened_door(
         associations_max=limits.get("associations_max", 16),
         idle_seconds=limits.get("idle_seconds", 20.0),
         memory_bytes_max=512 << 20,
+        certificate_file=files[0] and str(files[0]),
+        key_file=files[1] and str(files[1]),
     )
     events = []
 

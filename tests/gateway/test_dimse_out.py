@@ -12,8 +12,8 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 from pynetdicom import AE, build_context, build_role, evt
 
-from node.gateway.commitments import Peer
 from node.gateway.dataset_bytes import skip_meta
+from node.gateway.dialing import Peer
 from node.gateway.link import Action, Lender
 from node.gateway.query import Bounds
 from tests.gateway import dimse

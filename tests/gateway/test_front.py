@@ -1,7 +1,6 @@
 """The door: who may come in, and what a hostile peer meets; the service is up after each."""
 
 import asyncio
-import datetime
 import os
 import socket
 import ssl
@@ -11,23 +10,20 @@ from pathlib import Path
 
 import pytest
 import uvloop
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.encaps import encapsulate, generate_frames
 from pynetdicom import build_context
 
 from node.gateway import pdu
-from node.gateway.commitments import Peer
+from node.gateway.dialing import Peer
 from node.gateway.front import Front, FrontRules, _Passage
 from node.gateway.pdu import InvalidPdu
 from node.gateway.spool import Quota, Spool
 from node.gateway.tls import server_context
 from tests.gateway import dimse
 from tests.gateway.dimse import SENDER, TITLE, VERIFICATION, in_thread, opened_door
+from tests.gateway.identities import Identity
 from tests.imaging import dicom, vendor
 from tests.imaging.test_codestream import swollen
 
@@ -399,39 +395,6 @@ def hostile_frames(kind, path):
     if kind == "fragments":
         path.write_bytes(path.read_bytes()[:-8] + struct.pack("<HHL", 0x7FE0, 0x0011, 0))
     return path
-
-
-class Identity:
-    """A certificate and key in files, and what a TLS client needs of them."""
-
-    def __init__(self, folder, name):
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        now = datetime.datetime.now(datetime.UTC)
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(subject)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-            .sign(key, hashes.SHA256())
-        )
-        self.certificate, self.key = folder / f"{name}.crt", folder / f"{name}.key"
-        pem = serialization.Encoding.PEM
-        self.certificate.write_bytes(certificate.public_bytes(pem))
-        plain = serialization.NoEncryption()
-        private = serialization.PrivateFormat.PKCS8
-        self.key.write_bytes(key.private_bytes(pem, private, plain))
-        self.digest = certificate.fingerprint(hashes.SHA256())
-
-    def client(self, server):
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname = False
-        context.load_verify_locations(server.certificate)
-        context.load_cert_chain(self.certificate, self.key)
-        return context
 
 
 async def test_only_a_trusted_peer_under_its_own_title_passes_over_tls(folder, tmp_path):
