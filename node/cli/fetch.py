@@ -83,7 +83,7 @@ def fetch(
 
     Run it again after any interruption: what has arrived is not fetched again.
     """
-    with explained(as_json), _told():
+    with explained(as_json), told():
         if media and to is None:
             raise Failure(USAGE, "--media says how to write; --to FOLDER says where")
         write = _write_media if media else _write
@@ -239,8 +239,8 @@ def _show(received: Received) -> None:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """Say in sentences what can go wrong between hospitals."""
+def told() -> Iterator[None]:
+    """Say in sentences what can go wrong between hospitals, and with the store."""
     try:
         yield
     except NotPermitted as error:

@@ -74,6 +74,8 @@ class Parts:
     store: StudyStore
     # Whether a study (id, 16 bytes) is this hospital's own or granted to it now.
     may_show: Callable[[bytes], bool] = lambda _: True
+    # The same for a delivery that was counted as a use.
+    may_deliver: Callable[[bytes], bool] = lambda _: True
     # Whether its no is the ledger's, and not only for want of an answer.
     is_certain: Callable[[], bool] = lambda: True
     # Told of each study (id) of which a version came into the store, in the event loop.
@@ -99,7 +101,12 @@ class Gateway:
         settings = _settings(config, trusts, log_level)
         self.holdings = StoreHoldings(parts.store, parts.may_show)
         self.deliverer = deliverer(
-            self.deliveries, self.spool, self.holdings, ways, self._delivered, parts.is_certain
+            self.deliveries,
+            self.spool,
+            self.holdings.judged_by(parts.may_deliver),
+            ways,
+            self._delivered,
+            parts.is_certain,
         )
         lender = Lender(self.holdings, self._given_out)
         self.receiving = Receiving(settings, self._report, lender)
@@ -187,10 +194,11 @@ class Gateway:
         future = loop.run_in_executor(None, self.holdings.add, study_id)
         future.add_done_callback(_tell_failure)
 
-    def shown_study(self, study_id: bytes) -> str | None:
-        """List a study that came; return its UID, None if it may not be shown. Waits for disks."""
+    def deliverable(self, study_id: bytes) -> str | None:
+        """List a study that came; return its UID, None if it may not be delivered now. Waits for
+        disks."""
         uid = self.holdings.add(study_id)
-        return uid if self._parts.may_show(study_id) else None
+        return uid if self._parts.may_deliver(study_id) else None
 
     def forget(self, study_id: bytes) -> None:
         """Let go of a study that is erased: it is not listed, and neither the spool nor the vault

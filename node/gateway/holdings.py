@@ -4,6 +4,7 @@
 Its methods wait for disks: they are called in threads, several at once.
 """
 
+import copy
 import io
 import logging
 import threading
@@ -179,6 +180,12 @@ class StoreHoldings:
         self._listed: dict[bytes, StudyRow] = {}
         self._kept: OrderedDict[bytes, HeldStudy] = OrderedDict()
 
+    def judged_by(self, may_show: Callable[[bytes], bool]) -> "StoreHoldings":
+        """Return the same holdings under another rule of what may be given out."""
+        other = copy.copy(self)
+        other._may_show = may_show
+        return other
+
     def refresh(self) -> int:
         """Read the indices of all studies; return how many there are. Slow: seconds a thousand."""
         ids = list(self._store.studies())
@@ -197,6 +204,8 @@ class StoreHoldings:
             if not self._store.is_complete(study_id):
                 return None
             index = self._store.index(study_id)
+        except StudyUnknown:
+            return None
         except StoreError as error:
             log.error("a study cannot be listed: its index is %s", type(error).__name__)
             return None

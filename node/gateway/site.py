@@ -76,6 +76,7 @@ async def running(
         opened.signer,
         opened.store,
         shown.may_show,
+        shown.may_deliver,
         lambda: shown.is_certain,
         on_kept=lambda study_id: None if exchange is None else exchange.finding.add(study_id),
     )
@@ -85,7 +86,7 @@ async def running(
     if exchange is not None:
         takers = [peer.ae_title for peer in config.gateway.peers if peer.takes_fetched]
         hand_over = HandOver(
-            acting, exchange.requester, gateway.deliverer, takers, gateway.shown_study
+            acting, exchange.requester, gateway.deliverer, takers, gateway.deliverable
         )
         hand_over.attach(events)
         conflicts = exchange.conflicts(gateway.spool)
