@@ -11,7 +11,7 @@ from node.cli.bars import byte_progress
 from node.cli.context import Desk
 from node.cli.deliver import count_use, summary_of
 from node.cli.failures import UNABLE, USAGE, WRONG, Failure, explained
-from node.cli.fetch import folder_token
+from node.cli.fetch import folder_token, told
 from node.cli.output import Json, say, show_json
 from node.exchange.store.errors import StoreError, StudyUnknown
 from node.exchange.store.opening import open_store
@@ -33,7 +33,7 @@ def export(
 
     A study of another hospital counts as one use of its grant for each folder.
     """
-    with explained(as_json):
+    with explained(as_json), told():
         written = asyncio.run(_export(Desk.open(config_file), study_id, to, as_json))
         if as_json:
             show_json({"written": written, "written_to": to})

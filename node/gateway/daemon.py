@@ -76,8 +76,8 @@ class Parts:
     may_show: Callable[[bytes], bool] = lambda _: True
     # The same for a delivery that was counted as a use.
     may_deliver: Callable[[bytes], bool] = lambda _: True
-    # Whether its no is the ledger's, and not only for want of an answer.
-    is_certain: Callable[[], bool] = lambda: True
+    # The number of the last look at the ledger by which those two answer; see `Deliverer`.
+    as_of: Callable[[], int | None] | None = None
     # Told of each study (id) of which a version came into the store, in the event loop.
     on_kept: Callable[[bytes], None] = lambda _: None
 
@@ -106,7 +106,7 @@ class Gateway:
             self.holdings.judged_by(parts.may_deliver),
             ways,
             self._delivered,
-            parts.is_certain,
+            parts.as_of,
         )
         lender = Lender(self.holdings, self._given_out)
         self.receiving = Receiving(settings, self._report, lender)

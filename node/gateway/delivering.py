@@ -94,11 +94,11 @@ def deliverer(
     holdings: Holdings,
     ways: Mapping[str, list[Way]],
     audit: Callable[[Given], None] = lambda given: None,
-    is_certain: Callable[[], bool] = lambda: True,
+    as_of: Callable[[], int | None] | None = None,
 ) -> Deliverer:
-    """Return what delivers to `ways`."""
+    """Return what delivers to `ways`. `as_of` is that of `Deliverer`."""
     folder = spool.folder / FOLDER
-    return Deliverer(deliveries, holdings, ways, folder, audit=audit, is_certain=is_certain)
+    return Deliverer(deliveries, holdings, ways, folder, audit=audit, as_of=as_of)
 
 
 def _trust(config: GatewayConfig, peer: DicomPeer) -> str:

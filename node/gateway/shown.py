@@ -47,8 +47,9 @@ class Shown:
         self._granted: frozenset[bytes] = frozenset()
         self._in_force: frozenset[bytes] = frozenset()
         self._stale = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_known = False
         self.looks = 0
-        self.is_certain = False  # the last look was answered: a no is the ledger's
 
     def may_show(self, study_id: bytes) -> bool:
         """Return whether the study (id, 16 bytes) is this hospital's, or granted to it now."""
@@ -57,6 +58,13 @@ class Shown:
     def may_deliver(self, study_id: bytes) -> bool:
         """Return the same for what was counted as a use already, be it the last one."""
         return study_id in self._own or study_id in self._in_force
+
+    def as_of(self) -> int | None:
+        """Have everything looked at anew; return the number of the last look, None while nothing is
+        known: before the first look, and when the node cannot be asked. In any thread."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._stale.set)
+        return self.looks if self._is_known else None
 
     def attach(self, events: LedgerEvents) -> None:
         """Hear of what changes the answer."""
@@ -68,6 +76,7 @@ class Shown:
 
     async def run(self) -> None:
         """Keep the answer right, for ever."""
+        self._loop = asyncio.get_running_loop()
         while True:
             try:
                 async with asyncio.timeout(LOOK_S):
@@ -80,7 +89,7 @@ class Shown:
             except PASSING as error:
                 # What cannot be asked is not permitted.
                 self._granted = self._in_force = frozenset()
-                self.is_certain = False
+                self._is_known = False
                 self._stale.set()
                 log.warning("granted studies are not shown for now reason=%s", error)
                 await asyncio.sleep(1.0)
@@ -95,7 +104,7 @@ class Shown:
         self._granted = frozenset(each.study_id for each in found if each and each.permitted)
         self._in_force = frozenset(each.study_id for each in found if each is not None)
         self.looks += 1
-        self.is_certain = True
+        self._is_known = True
 
     async def _ask(self, study_id: bytes, turns: asyncio.Semaphore) -> RequestView | None:
         """Return the request by which the study was received and is in force, one that permits

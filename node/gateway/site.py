@@ -77,7 +77,7 @@ async def running(
         opened.store,
         shown.may_show,
         shown.may_deliver,
-        lambda: shown.is_certain,
+        shown.as_of,
         on_kept=lambda study_id: None if exchange is None else exchange.finding.add(study_id),
     )
     gateway = await asyncio.to_thread(Gateway, parts, log_level=log_level)
