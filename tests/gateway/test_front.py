@@ -431,6 +431,24 @@ async def test_only_a_trusted_peer_under_its_own_title_passes_over_tls(folder, t
     assert set(door.codes()) == {"other_certificate", "tls", "unlisted_ae"}
 
 
+def test_every_handshake_succeeds_under_the_loop_that_the_gateway_runs_in(tmp_path):
+    """A handshake that began after the first read lost the client's first bytes, now and then."""
+    server, trusted = Identity(tmp_path, "server"), Identity(tmp_path, "trusted")
+
+    def shake(port):
+        with socket.create_connection(("127.0.0.1", port), 3) as plain:
+            trusted.client(server).wrap_socket(plain).close()
+
+    async def visit():
+        rules = FrontRules(TITLE, {}, idle_seconds=2, arrival_seconds=2)
+        front = Front(rules, lambda *_: False, lambda *_: None, server.serving(trusted))
+        await front.start("127.0.0.1", 0)
+        await asyncio.gather(*(in_thread(shake, front.port) for _ in range(24)))
+        await front.stop()
+
+    uvloop.run(visit())
+
+
 @given(st.binary(max_size=8))
 def test_any_head_is_read_or_refused(data):
     for read in (pdu.first_head, lambda head: pdu.later_head(head, 2**17)):
