@@ -11,6 +11,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,16 @@ from node.config.model import DicomPeer, GatewayConfig
 from node.exchange.federation.ports import FederationEvent
 from node.exchange.store.errors import StoreError
 from node.exchange.store.store import StudyStore
+from node.gateway.audit.acts import Act
+from node.gateway.audit.auditor import (
+    Auditor,
+    folder_of,
+    limits_of,
+    open_trail,
+    sender_of,
+    sending,
+)
+from node.gateway.audit.errors import TrailUnusable
 from node.gateway.closing import Rules
 from node.gateway.deliver import Given
 from node.gateway.deliveries import DeliveriesUnusable
@@ -27,12 +38,12 @@ from node.gateway.front import Front, FrontRules
 from node.gateway.holdings import StoreHoldings
 from node.gateway.index import SpoolError
 from node.gateway.inquiries import kept_line
-from node.gateway.intake import Intake
+from node.gateway.intake import Intake, Kept
 from node.gateway.keeping import Keeper
 from node.gateway.link import DimseAccess, Lender
 from node.gateway.receiver import Receiving
 from node.gateway.scp import Settings
-from node.gateway.spool import Quota, Spool
+from node.gateway.spool import Quota, Spool, reference
 from node.gateway.tls import server_context
 from node.gateway.watch import Watch
 from node.gateway.web.server import WebServer
@@ -92,14 +103,19 @@ class Gateway:
         self.registered = self.stored = 0  # versions, since the start
         rules = rules_of(config)
         try:
-            self.spool = Spool(config.spool_dir, quota_of(config), rules)
+            self._trail = open_trail(config)
+            self._sending = sending(sender_of(config, parts.signer.institution))
+            self.spool = Spool(config.spool_dir, quota_of(config), rules, trail=self._trail)
             tls, pins, trusts = _trust(config)
             ways = ways_of(config, Dialer(self.spool.note))
             self.deliveries = open_deliveries(self.spool)
-        except (SpoolError, WayUnusable, DeliveriesUnusable) as error:
+        except (SpoolError, WayUnusable, DeliveriesUnusable, TrailUnusable) as error:
             raise GatewayRefused(str(error)) from error
+        except OSError as error:
+            raise GatewayRefused(f"[gateway.audit]: {error.strerror or error}") from error
         settings = _settings(config, trusts, log_level)
         self.holdings = StoreHoldings(parts.store, parts.may_show)
+        auditor = self.auditor = Auditor(self._trail, self.holdings.ids_of)
         self.deliverer = deliverer(
             self.deliveries,
             self.spool,
@@ -107,8 +123,9 @@ class Gateway:
             ways,
             self._delivered,
             parts.as_of,
+            auditor.delivering,
         )
-        lender = Lender(self.holdings, self._given_out)
+        lender = Lender(self.holdings, self._given_out, may_give=auditor.retrieving)
         self.receiving = Receiving(settings, self._report, lender)
         known = {peer.ae_title: pins.get(peer.ae_title) for peer in config.peers}
         self.front = Front(_front_rules(config, known), self.receiving.hand, self._report, tls)
@@ -119,12 +136,12 @@ class Gateway:
             self._register,
             keeper,
             PASSING,
-            on_kept=lambda kept: self._kept(kept.study_id),
+            on_kept=self._kept,
         )
         self.web: WebServer | None = None
         try:
             if config.web is not None:
-                self.web = WebServer(config.web, self.holdings, self.spool)
+                self.web = WebServer(config.web, self.holdings, self.spool, auditor)
         except ValueError as error:
             raise GatewayRefused(f"[gateway.web]: {error}") from error
 
@@ -133,6 +150,7 @@ class Gateway:
         """Serve while the context lasts; ends it when a part fails. Raises `GatewayRefused`."""
         try:
             await asyncio.to_thread(self.spool.recover)
+            await asyncio.to_thread(self.auditor.tell, Act("started"))
             await asyncio.to_thread(self.holdings.refresh)
             await self._open_door()
             async with asyncio.TaskGroup() as group:
@@ -146,7 +164,10 @@ class Gateway:
             await self.front.stop()
             await self.receiving.stop()
             self.deliveries.close()
+            await self.auditor.settled()
+            await asyncio.to_thread(self.auditor.tell, Act("stopped"))
             self.spool.close()
+            self._trail.close()
 
     async def _open_door(self) -> None:
         config = self._config
@@ -168,7 +189,7 @@ class Gateway:
         log.info("gateway listens port=%d ae_title=%s", self.front.port, config.ae_title)
 
     def _work(self) -> list[Coroutine[Any, Any, None]]:
-        work = [self.intake.run(), self.deliverer.run()]
+        work = [self.intake.run(), self.deliverer.run(), *self._sending]
         if self._config.watch_dir is not None:
             watch = Watch(self._config.watch_dir, self.spool)
             work.append(watch.run())
@@ -180,10 +201,19 @@ class Gateway:
         self.registered += sum(each.is_done and each.submitted is not None for each in done.studies)
         return done
 
-    def _kept(self, study_id: bytes) -> None:
+    def _kept(self, kept: Kept) -> None:
         self.stored += 1
-        self.list_study(study_id)
-        self._parts.on_kept(study_id)
+        self.auditor.tell_later(
+            Act(
+                "registered",
+                studies=(kept.study_id,),
+                version=kept.version,
+                instances=kept.instances,
+                arriving=reference(kept.study),
+            )
+        )
+        self.list_study(kept.study_id)
+        self._parts.on_kept(kept.study_id)
 
     def list_study(self, study_id: bytes) -> None:
         """Let searches find a study that came into the store.
@@ -203,6 +233,7 @@ class Gateway:
     def forget(self, study_id: bytes) -> None:
         """Let go of a study that is erased: it is not listed, and neither the spool nor the vault
         have anything of it. Waits for the disk."""
+        self.auditor.tell(Act("erased", studies=(study_id,)))
         uid = self.holdings.remove(study_id)
         self._parts.vault.delete_study(study_id)
         if uid is not None:
@@ -211,23 +242,27 @@ class Gateway:
 
     def inquired(self, event: FederationEvent) -> None:
         """Keep a question between hospitals as an event. Called in the event loop."""
-        self._report(*kept_line(event))
+        self.auditor.inquired(event)
+        self._report(*kept_line(event), is_audited=True)
 
     def _delivered(self, given: Given) -> None:
         """Keep what was delivered as an event. Called in threads."""
+        self.auditor.delivered(given)
         code = given.code or f"delivered {given.instances}"
-        self.spool.note("delivered", given.target, code)
+        self.spool.note("delivered", given.target, code, is_audited=True)
 
     def _given_out(self, access: DimseAccess) -> None:
         """Keep a retrieval, or a query that was refused, as an event. Called in threads."""
+        self.auditor.given_out(access)
         if access.instances or access.code:
             code = access.code or f"{access.action.value} {access.instances}"
-            self.spool.note("given_out", access.calling, code)
+            self.spool.note("given_out", access.calling, code, is_audited=True)
 
-    def _report(self, kind: str, source: str, code: str) -> None:
+    def _report(self, kind: str, source: str, code: str, *, is_audited: bool = False) -> None:
         """Keep an event, off the event loop since it waits for the disk."""
         loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(None, self.spool.note, kind, source, code)
+        note = partial(self.spool.note, kind, source, code, is_audited=is_audited)
+        future = loop.run_in_executor(None, note)
         future.add_done_callback(_tell_failure)
 
 
@@ -276,6 +311,8 @@ def _settings(config: GatewayConfig, trusts: dict[str, str], log_level: int) -> 
         certificate_file=None if certificate is None else str(certificate),
         key_file=None if key is None else str(key),
         log_level=log_level,
+        audit=str(folder_of(config)),
+        audit_limits=asdict(limits_of(config.audit)),
     )
 
 

@@ -76,6 +76,7 @@ class Deliverer:
         *,
         audit: Callable[[Given], None],
         as_of: Callable[[], int | None] | None = None,
+        may_begin: Callable[[Given], bool] = lambda given: True,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         """`folder` takes one instance at a time while it is compared; it is made for us alone.
@@ -83,10 +84,12 @@ class Deliverer:
         `as_of` has what may be given out looked at anew, and returns the number of the last such
         look, None while nothing is known. What is withheld has to be so by two looks: after a
         start, or without its node, a gateway knows of no grant. Without `as_of` one is enough.
+        `may_begin` is asked before each attempt that sends: with False it waits.
         """
         self._as_of = as_of
         self._withheld: dict[int, int] = {}  # by which look a delivery was withheld first
         self._deliveries, self._holdings, self._targets = deliveries, holdings, targets
+        self._may_begin = may_begin
         self._folder, self._audit, self._now_ms = folder, audit, now_ms
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -148,6 +151,9 @@ class Deliverer:
         attempt = _Attempt(self._deliveries, delivery, study, self._holdings, self._folder)
         if attempt.lacks_some:
             return self._withhold(delivery)
+        given = Given(delivery.target, delivery.study_uid, 0, "")
+        if attempt.has_left and not self._may_begin(given):
+            return self._later(delivery, "it cannot be audited now")
         try:
             attempt.send(ways)
             attempt.verify(ways)
@@ -232,6 +238,12 @@ class _Attempt:
         # What was to be delivered may not be ours to give any more.
         self.lacks_some = len(self._instances) != len(self._places)
         self.given = 0
+
+    @property
+    def has_left(self) -> bool:
+        """Whether something is still to be sent."""
+        stages = self._stages()
+        return any(stages.get(uid) in (None, Stage.REFUSED) for uid in self._places)
 
     def send(self, ways: Iterable[Way]) -> None:
         """Send what the PACS has not taken yet: by the first way, what it refuses by the next."""

@@ -95,10 +95,13 @@ def deliverer(
     ways: Mapping[str, list[Way]],
     audit: Callable[[Given], None] = lambda given: None,
     as_of: Callable[[], int | None] | None = None,
+    may_begin: Callable[[Given], bool] = lambda given: True,
 ) -> Deliverer:
     """Return what delivers to `ways`. `as_of` is that of `Deliverer`."""
     folder = spool.folder / FOLDER
-    return Deliverer(deliveries, holdings, ways, folder, audit=audit, as_of=as_of)
+    return Deliverer(
+        deliveries, holdings, ways, folder, audit=audit, as_of=as_of, may_begin=may_begin
+    )
 
 
 def _trust(config: GatewayConfig, peer: DicomPeer) -> str:

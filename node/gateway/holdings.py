@@ -227,6 +227,11 @@ class StoreHoldings:
             self._kept.pop(study_id, None)
         return None if row is None else row.uid
 
+    def ids_of(self, uid: str) -> list[bytes]:
+        """Return the ids on the ledger of what is listed under a Study Instance UID."""
+        with self._lock:
+            return [study_id for study_id, row in self._listed.items() if row.uid == uid]
+
     def studies(self) -> Sequence[StudyRow]:
         with self._lock:
             listed = list(self._listed.items())

@@ -18,7 +18,7 @@ import socket
 import sys
 import tempfile
 import threading
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.transport import AssociationServer, RequestHandler
 
+from node.gateway.audit.errors import TrailUnusable
+from node.gateway.audit.trail import Trail, TrailLimits
 from node.gateway.closing import Rules
 from node.gateway.commitments import Commitments
 from node.gateway.dialing import Dialer, Peer
@@ -71,6 +73,8 @@ class Settings:
     certificate_file: str | None = None  # for connections that we open, with TLS
     key_file: str | None = None
     log_level: int = logging.INFO
+    audit: str | None = None  # the folder of the audit trail
+    audit_limits: dict[str, Any] = field(default_factory=dict)
 
     def encode(self) -> bytes:
         """Return the settings as JSON."""
@@ -116,7 +120,10 @@ class Receiver:
         """`asking` leads to the parent's holdings; without it nothing is given out."""
         self._settings, self._control = settings, control
         quota, rules = Quota(**settings.quota), Rules(**settings.rules)
-        self._spool = Spool(Path(settings.spool), quota, rules)
+        self._trail: Trail | None = None
+        if settings.audit is not None:
+            self._trail = Trail(Path(settings.audit), TrailLimits(**settings.audit_limits))
+        self._spool = Spool(Path(settings.spool), quota, rules, trail=self._trail)
         self._folder = Path(tempfile.mkdtemp(prefix="dimse-", dir=self._spool.incoming))
         # pynetdicom writes data sets where `tempfile` says.
         tempfile.tempdir = str(self._folder)
@@ -131,6 +138,7 @@ class Receiver:
             self._outward = QueryRetrieve(Borrower(asking), self._ae, peers, secure, dialer)
             for sop_class in self._outward.contexts():
                 self._ae.add_supported_context(sop_class)
+        self._cut_off: list[Association] = []  # until they have ended
         self._server = _Server(self._ae, settings.ae_title, self._handlers())
 
     def run(self) -> None:
@@ -151,6 +159,8 @@ class Receiver:
         self._commitments.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
         self._spool.close()
+        if self._trail is not None:
+            self._trail.close()
 
     def _begin(self, peer: str, descriptors: list[int]) -> None:
         for descriptor in descriptors:
@@ -166,12 +176,28 @@ class Receiver:
     def _handlers(self) -> list[Any]:
         return [
             (evt.EVT_REQUESTED, _prefer_known_syntaxes),
-            (evt.EVT_PDU_RECV, _hold_back),
+            (evt.EVT_PDU_RECV, self._hold_back),
             (evt.EVT_C_ECHO, lambda event: _SUCCESS),
             (evt.EVT_C_STORE, self._store),
             *self._commitments.handlers(),
             *(self._outward.handlers() if self._outward is not None else ()),
         ]
+
+    def _hold_back(self, event: evt.Event) -> None:
+        """End a connection whose requests grow beyond reason before they are complete."""
+        dimse = event.assoc.dimse
+        message: Any = dimse.message
+        too_much = dimse.msg_queue.qsize() > REQUESTS_MAX
+        if message is not None:
+            too_much |= message.encoded_command_set.tell() > COMMAND_BYTES_MAX
+            too_much |= message._data_set_file is None and _length(message) > DATA_SET_BYTES_MAX
+        outer = event.assoc.dul.socket
+        connection = None if outer is None else outer.socket
+        if too_much and connection is not None and event.assoc not in self._cut_off:
+            self._cut_off.append(event.assoc)
+            log.warning("connection ended: too much asked at once")
+            self._spool.note("connection_ended", event.assoc.requestor.ae_title, "too_much")
+            connection.shutdown(socket.SHUT_RD)
 
     def _store(self, event: evt.Event) -> Dataset:
         request: Any = event.request
@@ -202,6 +228,11 @@ class Receiver:
                 path = _path_of(message)
                 if path is not None:
                     path.unlink(missing_ok=True)
+            if _path_of(association.dimse.message) is not None:
+                # A data set that did not come to its end: too long, or the sender went away.
+                self._spool.note("connection_ended", association.requestor.ae_title, "broken_off")
+            if association in self._cut_off:
+                self._cut_off.remove(association)
         if not self._server.started:
             for path in self._folder.iterdir():
                 path.unlink(missing_ok=True)
@@ -218,7 +249,11 @@ def main() -> None:
     log_to_stderr(settings.log_level)
     _limit(settings)
     asking = socket.socket(fileno=int(sys.argv[2])) if len(sys.argv) > 2 else None
-    Receiver(settings, control, asking).run()
+    try:
+        Receiver(settings, control, asking).run()
+    except TrailUnusable as error:
+        log.error("nothing can be received: %s", error)
+        sys.exit(1)
 
 
 def _limit(settings: Settings) -> None:
@@ -259,21 +294,6 @@ def _prefer_known_syntaxes(event: evt.Event) -> None:
         known = [uid for uid in context.transfer_syntax if syntax_of(str(uid)) is not None]
         if known:
             context.transfer_syntax = known
-
-
-def _hold_back(event: evt.Event) -> None:
-    """End a connection whose requests grow beyond reason before they are complete."""
-    dimse = event.assoc.dimse
-    message: Any = dimse.message
-    too_much = dimse.msg_queue.qsize() > REQUESTS_MAX
-    if message is not None:
-        too_much |= message.encoded_command_set.tell() > COMMAND_BYTES_MAX
-        too_much |= message._data_set_file is None and _length(message) > DATA_SET_BYTES_MAX
-    outer = event.assoc.dul.socket
-    connection = None if outer is None else outer.socket
-    if too_much and connection is not None:
-        log.warning("connection ended: too much asked at once")
-        connection.shutdown(socket.SHUT_RD)
 
 
 def _length(message: Any) -> int:

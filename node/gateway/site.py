@@ -15,8 +15,10 @@ from typing import Any
 from node.config.model import GatewayConfig, NodeConfig
 from node.exchange.federation.ports import FederationEvent
 from node.exchange.store.store import StudyStore
+from node.exchange.transfer.ports import TransferEvent
 from node.exchange.transfer.state import Deliveries
 from node.gateway.acting import Acting
+from node.gateway.audit.hearing import fetched
 from node.gateway.daemon import Gateway, GatewayRefused, Parts
 from node.gateway.erasures import Erasures
 from node.gateway.exchange import Exchange
@@ -27,6 +29,7 @@ from node.gateway.ledger_events import LedgerEvents
 from node.gateway.metrics import GatewayMetrics
 from node.gateway.monitor import Monitor, Watched
 from node.gateway.quiet import silence_libraries
+from node.gateway.requester import Received
 from node.gateway.shown import Shown
 from node.imaging.vault import Vault
 from node.ledger.genesis import Genesis
@@ -141,6 +144,18 @@ class _Sides:
         if self.gateway is not None:
             self.gateway.inquired(event)
 
+    async def may_transfer(self, event: TransferEvent) -> bool:
+        return self.gateway is not None and await self.gateway.auditor.may_transfer(event)
+
+    def transferred(self, event: TransferEvent) -> None:
+        if self.gateway is not None:
+            self.gateway.auditor.transferred(event)
+
+    def received(self, received: Received) -> None:
+        if self.gateway is not None:
+            act = fetched(received.request_id, received.study_id, received.instances)
+            self.gateway.auditor.tell_later(act)
+
 
 class _Alone:
     """What hears the ledger where there is no exchange."""
@@ -180,6 +195,9 @@ def _exchange(config: NodeConfig, acting: Acting, opened: Opened, sides: _Sides)
             settings_of(config.exchange),
             on_erased=sides.erased,
             on_inquiry=sides.inquired,
+            report=sides.transferred,
+            admit=sides.may_transfer,
+            on_received=sides.received,
         )
     except (InvalidCard, CertificateRefused) as error:
         raise GatewayRefused(f"[exchange]: {error}") from error

@@ -54,6 +54,7 @@ class Visit:
     study_uid: str = field(default="", repr=False)
     instances: int = 0
     started: web.StreamResponse | None = None  # the answer whose head is out
+    is_recorded: bool = False
 
 
 VISIT = web.RequestKey("visit", Visit)
@@ -192,12 +193,15 @@ class WebServer:
             )
             response.force_close()
         except asyncio.CancelledError:
-            self._record(request, 0, "stopped")
+            await self._record(request, 0, "stopped")
             raise
         except Exception as error:  # noqa: BLE001 - the boundary: a client never sees more
             code, response = "internal", _refusal(Problem(500, "internal", incident(error)))
         is_broken = bool(code) and visit.started is not None
-        self._record(request, 0 if is_broken else response.status, code)
+        if code or not visit.is_recorded:
+            is_kept = await self._record(request, 0 if is_broken else response.status, code)
+            if not (is_kept or code or visit.action is Action.STORE):
+                response = _refusal(_not_recorded())
         if visit.started is not None:
             # Half an answer must not look like a whole one.
             if code and request.transport is not None:
@@ -219,10 +223,12 @@ class WebServer:
         visit.role = self._gate.role(request.headers, verified)
         return await handler(request)
 
-    def _record(self, request: web.Request, status: int, code: str) -> None:
+    async def _record(self, request: web.Request, status: int, code: str) -> bool:
         visit, remote = request[VISIT], request.remote or ""
-        self._audit.record(
-            WebAccess(visit.action, status, code, visit.instances, remote, visit.study_uid)
+        role = "" if visit.role is None else visit.role.name.lower()
+        uid = visit.study_uid
+        return await self._audit.record(
+            WebAccess(visit.action, status, code, visit.instances, remote, role, uid)
         )
 
     def _root(self, request: web.Request) -> str:
@@ -338,6 +344,10 @@ class WebServer:
             _allow_origin(response, visit.origin)
         idle_s = self._limits.idle_timeout_ms / 1000
         async with aclosing(answer.pieces):
+            # No byte leaves before the record of it is on the disk.
+            if not await self._record(request, 200, ""):
+                raise _not_recorded()
+            visit.is_recorded = True
             await response.prepare(request)
             visit.started = response
             async for piece in answer.pieces:
@@ -401,6 +411,10 @@ def _refusal(problem: Problem) -> web.Response:
         response.force_close()
     _common_headers(response)
     return response
+
+
+def _not_recorded() -> Problem:
+    return Problem(503, "not_recorded", "this cannot be audited now, so nothing is given", 30)
 
 
 def _preflight() -> web.Response:
