@@ -16,6 +16,7 @@ import typer
 import uvloop
 
 from node import provision
+from node.cli import gateway_audit
 from node.cli.arguments import DEFAULT_CONFIG, ConfigFile
 from node.cli.bars import file_progress
 from node.cli.context import Desk
@@ -55,6 +56,7 @@ log = logging.getLogger(__name__)
 FILES_SHOWN = 50  # of an import, one by one
 
 app = typer.Typer(no_args_is_help=True, help="Receive images, register and store them.")
+app.add_typer(gateway_audit.app, name="audit")
 
 
 @app.command()

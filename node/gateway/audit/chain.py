@@ -59,12 +59,11 @@ class _Walk:
 
     def segment(self, segment: Segment) -> None:
         """Look at one file."""
-        if self._seq and segment.first != self._seq + 1:
-            self._jump(segment.first)
-        elif not self._seq:
+        if not self._seq:
             self._seq = segment.first - 1
         for number, line in _lines(segment.path):
             self._line(segment, number, line)
+        self._jump(segment.first)  # of a file that is empty, its name tells what came before
 
     def end(self) -> None:
         """Look at what only the whole of it shows."""
@@ -127,5 +126,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     with path.open("rb") as file:
         number = 0
         while line := file.readline(LINE_BYTES_MAX):
+            if not line.endswith(b"\n") and len(line) < LINE_BYTES_MAX:
+                return  # just being written, or cut off by a crash: promised to nobody
             number += 1
             yield number, line.removesuffix(b"\n")

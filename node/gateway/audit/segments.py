@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+LEAVES = ".leaves"  # kept by `radledger gateway audit anchor`
 _NAME = re.compile(r"(\d{16})\.log")
 _TAIL_BYTES = 64 * 1024  # more than any line
 

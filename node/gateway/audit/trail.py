@@ -25,6 +25,7 @@ from node.gateway.audit.acts import Act, Outcome
 from node.gateway.audit.errors import RecordInvalid, TrailFull, TrailUnusable
 from node.gateway.audit.record import FIRST_BEFORE, Record, decode, encode, link
 from node.gateway.audit.segments import (
+    LEAVES,
     Segment,
     is_closed,
     last_line,
@@ -232,6 +233,7 @@ class Trail:
         os.fdatasync(end.descriptor)
         for old, _ in removed:
             old.path.unlink()
+            old.path.with_name(old.path.name + LEAVES).unlink(missing_ok=True)
         sync_folder(self.folder)
         log.warning("old audit records were removed records=%s", f"{first} to {past - 1}")
 
