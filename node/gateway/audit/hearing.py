@@ -54,15 +54,14 @@ def browsed(access: WebAccess, ids: StudyIds, *, with_uids: bool) -> Act | None:
     )
     if access.action is Action.NONE and not access.code:
         return None  # what a browser asks before it asks
-    if access.action is Action.STORE:
-        if access.code:
-            kind = "refused"
-        elif not access.instances:
+    if access.action is Action.STORE and not access.instances:
+        if not access.code:
             return None
+        kind = "refused"
     named = (access.study_uid,) if access.study_uid else ()
     return Act(
         kind,
-        _outcome(access.code),
+        Outcome.MINOR if kind == "stored" and access.code else _outcome(access.code),
         where=access.remote,
         who=access.role,
         code=access.code,

@@ -55,6 +55,7 @@ class Visit:
     instances: int = 0
     started: web.StreamResponse | None = None  # the answer whose head is out
     is_recorded: bool = False
+    trouble: str = ""  # what of a message was not understood, though the rest was
 
 
 VISIT = web.RequestKey("visit", Visit)
@@ -228,7 +229,9 @@ class WebServer:
         role = "" if visit.role is None else visit.role.name.lower()
         uid = visit.study_uid
         return await self._audit.record(
-            WebAccess(visit.action, status, code, visit.instances, remote, role, uid)
+            WebAccess(
+                visit.action, status, code or visit.trouble, visit.instances, remote, role, uid
+            )
         )
 
     def _root(self, request: web.Request) -> str:
@@ -264,7 +267,8 @@ class WebServer:
             )
         finally:
             self._uploads -= 1
-        request[VISIT].instances = stored.successes
+        visit = request[VISIT]
+        visit.instances, visit.trouble = stored.successes, _trouble(stored)
         body = orjson.dumps(stow.response(stored, self._root(request)))
         response = web.Response(status=stored.status, body=body, headers={"Content-Type": kind})
         if stored.status == 503:
@@ -411,6 +415,12 @@ def _refusal(problem: Problem) -> web.Response:
         response.force_close()
     _common_headers(response)
     return response
+
+
+def _trouble(stored: stow.Stored) -> str:
+    if stored.broken:
+        return "message_broken"
+    return "foreign_parts" if stored.foreign_parts else ""
 
 
 def _not_recorded() -> Problem:

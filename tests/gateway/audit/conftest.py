@@ -9,6 +9,9 @@ from node.gateway.audit.sender import Sender
 from node.gateway.audit.trail import Trail, TrailLimits
 from tests.gateway.audit.receiver import Repository
 from tests.gateway.test_front import Identity
+from tests.gateway.test_gateway import store
+
+__all__ = ["store"]  # a fixture
 
 SITE = Site("north", "RADLEDGER")
 SMALL = TrailLimits(segment_bytes_max=1_000)
