@@ -26,6 +26,7 @@ from rich.progress import (
 from node import keys, provision
 from node.cli.advice import lines_about
 from node.cli.arguments import DEFAULT_CONFIG, ConfigFile, read_request_id
+from node.cli.auditing import record
 from node.cli.context import Desk
 from node.cli.failures import UNABLE, USAGE, WRONG, Failure, explained
 from node.cli.output import Json, say, show_json, show_pairs
@@ -35,7 +36,9 @@ from node.exchange.store.errors import StoreError
 from node.exchange.store.opening import open_store
 from node.exchange.store.store import StudyStore
 from node.exchange.transfer.errors import InvalidRecord, NotPermitted, TransferIncomplete
+from node.exchange.transfer.ports import Happening, TransferEvent
 from node.gateway.acting import Acting
+from node.gateway.audit import hearing
 from node.gateway.directory import Directory
 from node.gateway.exchange import KEYS
 from node.gateway.exchange_opening import identity_of, settings_of
@@ -108,10 +111,19 @@ async def _fetch(
 ) -> Received:
     async with opened_requester(desk) as (requester, store):
         with _progress(quiet) as watch:
-            received = await requester.fetch(request_id, wait_s=wait_s, watch=watch.show)
+            try:
+                received = await requester.fetch(request_id, wait_s=wait_s, watch=watch.show)
+            except (NotPermitted, NotAuthentic) as error:
+                code = error.code if isinstance(error, NotPermitted) else "not_authentic"
+                event = TransferEvent(Happening.NOT_TAKEN, None, request_id, code)
+                await asyncio.to_thread(record, desk.config, hearing.transferred(event))
+                raise
+            named = received.request_id, received.study_id, received.instances
+            await asyncio.to_thread(record, desk.config, hearing.fetched(*named))
             if to is not None:
                 if write is _write_media:
                     await asyncio.to_thread(check_empty, to)  # before a use is counted
+                await asyncio.to_thread(record, desk.config, hearing.exported(*named))
                 await requester.use(request_id, folder_token(to))
                 await asyncio.to_thread(write, store, received, to, watch)
     return received

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +18,7 @@ import uvloop
 from node import provision
 from node.cli import gateway_audit
 from node.cli.arguments import DEFAULT_CONFIG, ConfigFile
+from node.cli.auditing import record
 from node.cli.bars import file_progress
 from node.cli.context import Desk
 from node.cli.failures import UNABLE, USAGE, WRONG, Failure, explained
@@ -32,8 +33,6 @@ from node.exchange.store.opening import open_store
 from node.exchange.store.store import StudyStore
 from node.gateway import health
 from node.gateway.acting import Acting
-from node.gateway.audit.auditor import open_trail
-from node.gateway.audit.errors import TrailUnusable
 from node.gateway.audit.notes import noted
 from node.gateway.daemon import GatewayRefused, check_files, quota_of, rules_of
 from node.gateway.delivering import dimse_context, web_way
@@ -179,11 +178,10 @@ def discard(
     as_json: Json = False,
 ) -> None:
     """Remove one file from quarantine for good."""
-    with explained(as_json), _told(), _spool(Desk.open(config_file)) as (config, spool):
+    with explained(as_json), _told(), _spool(desk := Desk.open(config_file)) as (_, spool):
         if name not in {aside.name for aside in spool.asides()}:
             raise Failure(WRONG, "there is no such file in quarantine")
-        with closing(open_trail(config)) as trail:
-            trail.append(noted("discarded", "operator", ""))
+        record(desk.config, noted("discarded", "operator", ""))
         spool.discard(name)
         if as_json:
             show_json({"discarded": name})
@@ -259,7 +257,7 @@ def _told() -> Iterator[None]:
         yield
     except GatewayRefused as error:
         raise Failure(USAGE, str(error)) from error
-    except (SpoolError, StoreError, TrailUnusable) as error:
+    except (SpoolError, StoreError) as error:
         raise Failure(UNABLE, str(error)) from error
 
 

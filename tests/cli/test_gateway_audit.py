@@ -11,6 +11,7 @@ from node.gateway.audit.record import link
 from node.gateway.audit.segments import segments
 from node.gateway.audit.trail import Trail, TrailLimits
 from tests.cli.conftest import asked, run
+from tests.cli.test_documents import documented
 
 LIMITS = TrailLimits(segment_bytes_max=1_000)
 
@@ -65,6 +66,8 @@ def test_a_trail_is_anchored_file_by_file_and_verified(east, tmp_path):
     shown = asked("gateway", "audit", "status", "-c", east)
     assert (shown["last"], shown["sent"], shown["waiting"]) == (23, 0, 23)
     assert shown["anchored"] == len(done) + 1
+    assert set(shown) == documented("gateway audit status")
+    assert set(verified) == documented("gateway audit verify")
     # What `radledger audit` knows of logs holds for the trail's files, too.
     files = [each.path for each in segments(folder)][:-1]
     assert asked("audit", "check", *files, "-c", east)["is_intact"]

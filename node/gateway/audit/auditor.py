@@ -12,7 +12,7 @@ from typing import Any
 
 from node.config.model import AuditConfig, GatewayConfig
 from node.exchange.federation.ports import FederationEvent
-from node.exchange.transfer.ports import TransferEvent
+from node.exchange.transfer.ports import Happening, TransferEvent
 from node.gateway.audit import hearing
 from node.gateway.audit.acts import Act
 from node.gateway.audit.connection import Repository
@@ -117,14 +117,12 @@ class Auditor:
 
     async def may_transfer(self, event: TransferEvent) -> bool:
         """Record that a key or ciphertext is about to leave; False: it must not."""
-        act = hearing.transferred(event)
-        return act is None or await asyncio.to_thread(self._append, act)
+        return await asyncio.to_thread(self._append, hearing.transferred(event))
 
     def transferred(self, event: TransferEvent) -> None:
         """Record what the exchange reports. Called in the event loop, does not wait."""
-        act = hearing.transferred(event)
-        if act is not None:
-            self.tell_later(act)
+        if event.kind is not Happening.OFFERED:  # recorded before it began
+            self.tell_later(hearing.transferred(event))
 
     def inquired(self, event: FederationEvent) -> None:
         """Record a question between hospitals. Called in the event loop, does not wait."""

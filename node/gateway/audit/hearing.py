@@ -71,10 +71,11 @@ def browsed(access: WebAccess, ids: StudyIds, *, with_uids: bool) -> Act | None:
     )
 
 
-def transferred(event: TransferEvent) -> Act | None:
-    """Return the act of what the exchange reports, None for what was recorded before it began."""
-    if event.kind is Happening.OFFERED:
-        return None
+def transferred(event: TransferEvent) -> Act:
+    """Return the act of what the exchange reports.
+
+    `OFFERED` is none: it was recorded, as `OFFERING`, before it began. Raises `KeyError` for it.
+    """
     kind, outcome = _TRANSFERS[event.kind]
     if event.kind is Happening.REFUSED and event.request_id is None:
         kind = "peer_refused"
@@ -91,6 +92,12 @@ def transferred(event: TransferEvent) -> Act | None:
 def fetched(request_id: bytes, study_id: bytes, instances: int) -> Act:
     """Return the act of a granted study that came whole."""
     return Act("fetched", request=request_id, studies=(study_id,), instances=instances)
+
+
+def exported(request_id: bytes, study_id: bytes, instances: int) -> Act:
+    """Return the act of a fetched study that is written to an operator's folder, in clear."""
+    given = (study_id,)
+    return Act("exported", to="folder", request=request_id, studies=given, instances=instances)
 
 
 def inquired(event: FederationEvent) -> Act:

@@ -38,6 +38,7 @@ _silent = logging.getLogger(f"{__name__}.http")
 _silent.disabled = True
 
 _SHUTDOWN_S, _LINGER_S = 5.0, 2.0
+_FLOOD_S = 60.0  # one record for many connections that were refused
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _FUZZY = '299 radledger "The fuzzymatching parameter is not supported. Only literal matching has '
 _FUZZY += 'been performed."'
@@ -73,6 +74,8 @@ class WebServer:
         self._holdings, self._spool = holdings, spool
         self._audit = audit or NoAudit()
         self._uploads = 0
+        self._flood_told_s = -_FLOOD_S
+        self._telling: set[asyncio.Task[bool]] = set()
         limits = config.limits
         # Twice: a part that is whole can always be made durable while others wait for senders.
         self._writers = ThreadPoolExecutor(2 * limits.uploads_max, "web-store")
@@ -132,6 +135,7 @@ class WebServer:
             self._listener.close()
         if self._runner is not None:
             await self._runner.cleanup()
+        await asyncio.gather(*self._telling)
         await self._decoder.close()
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._writers.shutdown(wait=False, cancel_futures=True)
@@ -166,8 +170,18 @@ class WebServer:
     def _connection(self) -> asyncio.Protocol:
         server = self._runner.server if self._runner is not None else None
         if server is None or len(server.connections) >= self._limits.connections_max:
-            return _Refuse()
+            return _Refuse(self._one_too_many)
         return server()
+
+    def _one_too_many(self, remote: str) -> None:
+        """Record that connections are refused, once a minute at most."""
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self._flood_told_s + _FLOOD_S:
+            self._flood_told_s = loop.time()
+            access = WebAccess(Action.NONE, 0, "too_many_connections", 0, remote)
+            task = loop.create_task(self._audit.record(access))
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
 
     # The guard
 
@@ -381,8 +395,12 @@ _SEARCHES = {
 class _Refuse(asyncio.Protocol):
     """A connection too many."""
 
+    def __init__(self, on_refused: Callable[[str], None]) -> None:
+        self._on_refused = on_refused
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         if isinstance(transport, asyncio.Transport):
+            self._on_refused((transport.get_extra_info("peername") or ("",))[0])
             transport.abort()
 
 

@@ -37,8 +37,10 @@ def test_transfers(happening, request_id, kind, outcome):
 
 
 def test_every_happening_is_heard_and_an_offer_once():
-    heard = [each for each in Happening if hearing.transferred(TransferEvent(each, None, REQUEST))]
-    assert set(Happening) - set(heard) == {Happening.OFFERED}
+    for happening in set(Happening) - {Happening.OFFERED}:
+        assert hearing.transferred(TransferEvent(happening, None, REQUEST)).request == REQUEST
+    with pytest.raises(KeyError):
+        hearing.transferred(TransferEvent(Happening.OFFERED, None, REQUEST))
 
 
 @pytest.mark.parametrize(
