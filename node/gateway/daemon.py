@@ -99,6 +99,7 @@ class Gateway:
     def __init__(self, parts: Parts, *, log_level: int = logging.INFO) -> None:
         """Raises `GatewayRefused` for settings and files that cannot be used."""
         config = self._config = parts.config
+        self._is_started = False
         self._parts, self.store = parts, parts.store
         self.registered = self.stored = 0  # versions, since the start
         rules = rules_of(config)
@@ -151,6 +152,7 @@ class Gateway:
         try:
             await asyncio.to_thread(self.spool.recover)
             await asyncio.to_thread(self.auditor.tell, Act("started"))
+            self._is_started = True
             await asyncio.to_thread(self.holdings.refresh)
             await self._open_door()
             async with asyncio.TaskGroup() as group:
@@ -165,7 +167,9 @@ class Gateway:
             await self.receiving.stop()
             self.deliveries.close()
             await self.auditor.settled()
-            await asyncio.to_thread(self.auditor.tell, Act("stopped"))
+            if self._is_started:  # not if the folder is another gateway's
+                await asyncio.to_thread(self.auditor.tell, Act("stopped"))
+            self.auditor.close()
             self.spool.close()
             self._trail.close()
 

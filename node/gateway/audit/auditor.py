@@ -6,7 +6,8 @@ leaves. What has happened anyway is told; when that cannot be recorded it is cou
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from node.gateway.web.audit import Action, WebAccess
 
 log = logging.getLogger(__name__)
 
+THREADS = 8  # whoever waits here is written with the others, by one sync
 FOLDER = "audit"  # in the spool's, where the config says nothing else
 
 
@@ -72,6 +74,8 @@ class Auditor:
         self._trail, self._ids = trail, ids
         self._with_uids = trail.limits.wants_study_uids
         self._telling: set[asyncio.Future[bool]] = set()
+        # Of its own, so that an answer never waits behind other work for its record.
+        self._threads = ThreadPoolExecutor(THREADS, "audit")
 
     def tell(self, act: Act) -> None:
         """Record what has happened."""
@@ -79,7 +83,7 @@ class Auditor:
 
     def tell_later(self, act: Act) -> None:
         """Do the same off the event loop, in which this is called."""
-        future = asyncio.get_running_loop().run_in_executor(None, self._trail.tell, act)
+        future = self._in_thread(self._trail.tell, act)
         self._telling.add(future)
         future.add_done_callback(self._telling.discard)
 
@@ -87,6 +91,10 @@ class Auditor:
         """Wait until all that was told is recorded."""
         while self._telling:
             await asyncio.wait(set(self._telling))
+
+    def close(self) -> None:
+        """Let go of the threads; nothing is recorded any more."""
+        self._threads.shutdown(wait=False)
 
     def retrieving(self, access: DimseAccess) -> bool:
         """Record that instances are about to be given out; False: they must not be."""
@@ -104,7 +112,7 @@ class Auditor:
             return True
         is_asking = not access.code and access.action in (Action.SEARCH, Action.RETRIEVE)
         write = self._append if is_asking else self._trail.tell
-        return await asyncio.to_thread(write, act)
+        return await self._in_thread(write, act)
 
     def delivering(self, given: Given) -> bool:
         """Record that a delivery is about to begin; False: it must not."""
@@ -117,7 +125,7 @@ class Auditor:
 
     async def may_transfer(self, event: TransferEvent) -> bool:
         """Record that a key or ciphertext is about to leave; False: it must not."""
-        return await asyncio.to_thread(self._append, hearing.transferred(event))
+        return await self._in_thread(self._append, hearing.transferred(event))
 
     def transferred(self, event: TransferEvent) -> None:
         """Record what the exchange reports. Called in the event loop, does not wait."""
@@ -127,6 +135,9 @@ class Auditor:
     def inquired(self, event: FederationEvent) -> None:
         """Record a question between hospitals. Called in the event loop, does not wait."""
         self.tell_later(hearing.inquired(event))
+
+    def _in_thread(self, write: Callable[[Act], bool], act: Act) -> "asyncio.Future[bool]":
+        return asyncio.get_running_loop().run_in_executor(self._threads, write, act)
 
     def _append(self, act: Act) -> bool:
         try:
