@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from node.cli.arguments import DEFAULT_CONFIG, ConfigFile, read_study_id
+from node.cli.auditing import record
 from node.cli.bars import byte_progress
 from node.cli.context import Desk
 from node.cli.deliver import count_use, summary_of
@@ -15,6 +16,7 @@ from node.cli.fetch import folder_token, told
 from node.cli.output import Json, say, show_json
 from node.exchange.store.errors import StoreError, StudyUnknown
 from node.exchange.store.opening import open_store
+from node.gateway.audit import hearing
 from node.gateway.media_out import MediaUnwritable, Written, check_empty, write_media
 
 app = typer.Typer()
@@ -57,7 +59,10 @@ async def _export(desk: Desk, study_id: bytes, to: Path, quiet: bool) -> Written
             await count_use(desk, study_id, folder_token(to))
         store = await asyncio.to_thread(open_store, desk.config.store)
         try:
-            size = sum(each.facts.size for each in store.index(study_id).instances)
+            instances = store.index(study_id).instances
+            act = hearing.exported(None, study_id, len(instances))
+            await asyncio.to_thread(record, desk.config, act)
+            size = sum(each.facts.size for each in instances)
             with byte_progress("writing", size, quiet) as show:
                 return await asyncio.to_thread(write_media, store, study_id, None, to, show)
         finally:

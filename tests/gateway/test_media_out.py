@@ -1,5 +1,6 @@
 """Studies onto a medium with a DICOMDIR, and back from it."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ import pytest
 from pydicom.filereader import read_file_meta_info
 from pydicom.fileset import FileSet
 
+from node.gateway.audit.segments import segments
 from node.gateway.media_out import MediaUnwritable, write_media
 from node.imaging.errors import UnreadableInstance
 from node.imaging.media import read_media
@@ -80,7 +82,7 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
 async def test_media_of_a_granted_study_count_as_uses(tmp_path):
     async with world(tmp_path) as all_:
         alpha, beta = all_.alpha, all_.beta
-        own, config = configure(alpha), configure(beta)
+        own, config = with_gateway(alpha), with_gateway(beta)
         async with alpha.serving(), beta.serving():
             await confirmed(beta)
         study = await alpha.keep(instances=3)
@@ -95,7 +97,7 @@ async def test_media_of_a_granted_study_count_as_uses(tmp_path):
         assert done["written"]["instances"] == 3
         assert (await beta.request(request_id)).uses == 2
         refused = await told(*exported, tmp_path / "three", status=1)
-        assert "no grant" in refused["error"]["lines"][0]
+        assert refused["error"]["code"] == "uses_spent"
         assert not (tmp_path / "three").exists()
         wanted = {path.read_bytes() for path in study.files.values()}
         for name in ("one", "two"):
@@ -104,3 +106,34 @@ async def test_media_of_a_granted_study_count_as_uses(tmp_path):
         # Its own studies a hospital writes without asking anybody.
         await told("export", study.id.hex(), "-c", own, "--to", tmp_path / "own")
         assert len(read_media(tmp_path / "own" / "DICOMDIR").files) == 3
+        by_grant = {"request": request_id.hex(), "studies": [study.id.hex()], "instances": 3}
+        by_hand = by_grant | {"request": ""}
+        assert recorded(beta) == [
+            ("fetched", by_grant),
+            ("exported", by_grant),
+            ("exported", by_hand),
+        ]
+        assert recorded(alpha) == [("exported", by_hand)]
+
+
+def with_gateway(hospital):
+    """Configure a hospital whose gateway has an audit trail."""
+    config = configure(hospital)
+    with config.open("a") as file:
+        file.write(f'[gateway]\nspool_dir = "{hospital.folder}/spool"\n')
+    return config
+
+
+def recorded(hospital):
+    """Return what commands left in a hospital's audit trail: kinds, and what they are about."""
+    lines = [
+        json.loads(line)
+        for segment in segments(hospital.folder / "spool" / "audit")
+        for line in segment.path.read_bytes().splitlines()
+    ]
+    names = ("request", "studies", "instances")
+    return [
+        (line["kind"], {name: line.get(name, "") for name in names})
+        for line in lines
+        if line["kind"] in ("fetched", "exported")
+    ]

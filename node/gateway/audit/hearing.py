@@ -94,8 +94,9 @@ def fetched(request_id: bytes, study_id: bytes, instances: int) -> Act:
     return Act("fetched", request=request_id, studies=(study_id,), instances=instances)
 
 
-def exported(request_id: bytes, study_id: bytes, instances: int) -> Act:
-    """Return the act of a fetched study that is written to an operator's folder, in clear."""
+def exported(request_id: bytes | None, study_id: bytes, instances: int) -> Act:
+    """Return the act of a study that is written to an operator's folder, in clear; `request_id`
+    only if it was fetched by one."""
     given = (study_id,)
     return Act("exported", to="folder", request=request_id, studies=given, instances=instances)
 
