@@ -18,7 +18,7 @@ from node.exchange.store.store import StudyStore
 from node.exchange.transfer.ports import TransferEvent
 from node.exchange.transfer.state import Deliveries
 from node.gateway.acting import Acting
-from node.gateway.audit.hearing import fetched
+from node.gateway.audit import hearing
 from node.gateway.daemon import Gateway, GatewayRefused, Parts
 from node.gateway.erasures import Erasures
 from node.gateway.exchange import Exchange
@@ -26,6 +26,7 @@ from node.gateway.exchange_opening import belongings_of, settings_of
 from node.gateway.hand_over import HandOver
 from node.gateway.health_server import HOST, HealthServer
 from node.gateway.ledger_events import LedgerEvents
+from node.gateway.mending import Mended
 from node.gateway.metrics import GatewayMetrics
 from node.gateway.monitor import Monitor, Watched
 from node.gateway.quiet import silence_libraries
@@ -153,7 +154,13 @@ class _Sides:
 
     def received(self, received: Received) -> None:
         if self.gateway is not None:
-            act = fetched(received.request_id, received.study_id, received.instances)
+            act = hearing.fetched(received.request_id, received.study_id, received.instances)
+            self.gateway.auditor.tell_later(act)
+
+    def mended(self, mended: Mended) -> None:
+        if self.gateway is not None:
+            counts = mended.chunks, mended.bytes
+            act = hearing.mended(mended.study_id, mended.request_id, *counts)
             self.gateway.auditor.tell_later(act)
 
 
@@ -198,6 +205,7 @@ def _exchange(config: NodeConfig, acting: Acting, opened: Opened, sides: _Sides)
             report=sides.transferred,
             admit=sides.may_transfer,
             on_received=sides.received,
+            on_mended=sides.mended,
         )
     except (InvalidCard, CertificateRefused) as error:
         raise GatewayRefused(f"[exchange]: {error}") from error

@@ -263,6 +263,17 @@ class Catalog:
         sql = "SELECT digest FROM chunks WHERE study = ? AND present = 0"
         return {row[0] for row in self._read(sql, study_id)}
 
+    def lacking(self) -> Iterator[bytes]:
+        """Yield the ids of held studies of which chunks are not here, in order."""
+        last = b""
+        sql = (
+            "SELECT DISTINCT study FROM chunks WHERE present = 0 AND study > ? "
+            "AND study IN (SELECT id FROM studies WHERE state = 1) ORDER BY study LIMIT ?"
+        )
+        while rows := self._read(sql, last, PAGE):
+            yield from (row[0] for row in rows)
+            last = rows[-1][0]
+
     def mark(self, digest: bytes, *, present: bool) -> None:
         """Note whether a chunk is here. Raises `ChunkUnknown`: the study was removed meanwhile."""
         with self._change() as connection:
