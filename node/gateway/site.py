@@ -19,6 +19,7 @@ from node.exchange.transfer.ports import TransferEvent
 from node.exchange.transfer.state import Deliveries
 from node.gateway.acting import Acting
 from node.gateway.audit import hearing
+from node.gateway.audit.anchorer import Anchorer
 from node.gateway.daemon import Gateway, GatewayRefused, Parts
 from node.gateway.erasures import Erasures
 from node.gateway.exchange import Exchange
@@ -97,7 +98,11 @@ async def running(
         conflicts.attach(events)
         work += [hand_over.backlog.run(), conflicts.backlog.run(), conflicts.run()]
     metrics = GatewayMetrics(version("radledger"))
-    monitor = Monitor(Watched(gateway, opened.client, exchange), metrics)
+    anchorer = None
+    if config.gateway.audit.anchor_hours:
+        anchorer = Anchorer(config.gateway, acting, opened.genesis.time_ms)
+        work.append(anchorer.run())
+    monitor = Monitor(Watched(gateway, opened.client, exchange, anchorer), metrics)
     monitor.metrics.spool_bytes_max.set(config.gateway.limits.spool_bytes_max)
     work.append(monitor.run())
     async with (

@@ -2,7 +2,7 @@
 
     audit/0000000000000001.log   closed: read-only, complete, ready to be anchored
     audit/0000000000000913.log   the last one: open
-    audit/….log.anchor.json      the evidence that `radledger audit anchor` keeps beside a segment
+    audit/….log.anchor.json      the evidence that `anchoring.py` keeps beside a segment
     audit/….log.leaves           32 bytes a record, to say later which one was changed
     audit/sent.json              how far the repository has it
     audit/lock                   flock: exclusive to append, shared to read
@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-LEAVES = ".leaves"  # kept by `radledger gateway audit anchor`
+LEAVES = ".leaves"  # kept of what is anchored
 _NAME = re.compile(r"(\d{16})\.log")
 _TAIL_BYTES = 64 * 1024  # more than any line
 
