@@ -252,6 +252,8 @@ class StoreConfig:
     master_passphrase_environment: EnvironmentName | None = None
     quota_bytes: StorageBytes | None = None
     compression: Literal["off", "fast", "better"] = "fast"
+    # The gateway reads all of it again in so many days and mends what it can; 0: by command only.
+    scrub_days: Annotated[int, Field(strict=True, ge=0, le=366)] = 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

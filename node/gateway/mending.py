@@ -77,6 +77,7 @@ class Mending:
         self._report, self._on_mended = report, on_mended
         self._resting: dict[bytes, _Rest] = {}  # bounded by the studies that lack chunks
         self._liars: dict[bytes, set[str]] = {}  # the same
+        self._told: dict[bytes, None] = {}  # found not to be whole, until they are
         self.backlog: Backlog[bytes] = Backlog("mend", self._work, at_once=2)
 
     async def run(self) -> None:
@@ -90,7 +91,7 @@ class Mending:
 
     async def look(self) -> None:
         """Take up every study that lacks chunks and does not rest. Raises `StoreError`."""
-        lacking = await asyncio.to_thread(self._lacking)
+        lacking = await asyncio.to_thread(self._lacking) | self._told
         for known in (self._resting, self._liars):
             for study_id in [each for each in known if each not in lacking]:
                 del known[study_id]
@@ -100,14 +101,22 @@ class Mending:
             if rest is None or rest.due_s <= now_s:
                 self.backlog.add(study_id)
 
+    def found(self, study_id: bytes) -> None:
+        """Hear that a study is not whole, be it a chunk or its index."""
+        if len(self._told) < STUDIES_MAX:
+            self._told[study_id] = None
+        self.backlog.add(study_id)
+
     async def mend(self, study_id: bytes) -> bool:
         """Bring one study's missing chunks back; return whether none is missing any more.
 
         Raises what `Client` and the store raise.
         """
         study = await self._acting.client.study(study_id)
-        if study is None or study.summary.status == "erased":
+        if study is None:
             return False
+        if study.summary.status == "erased":
+            return True  # it is destroyed, not mended
         if study.summary.custodian == self._acting.institution:
             return await self._own(study_id)
         return await self._received(study_id)
@@ -123,6 +132,7 @@ class Mending:
             log.warning("missing chunks wait study=%s: %s", study_id.hex(), error)
         if is_whole:
             self._resting.pop(study_id, None)
+            self._told.pop(study_id, None)
             return True
         rest = self._resting.setdefault(study_id, _Rest(0.0))
         pause_s = min(AGAIN_LAST_S, AGAIN_FIRST_S * (1 << min(rest.attempts, 16)))

@@ -27,6 +27,7 @@ from node.gateway.exchange import Exchange
 from node.gateway.health import Health
 from node.gateway.index import Event, Gathering, SpoolError, Usage
 from node.gateway.metrics import GatewayMetrics
+from node.gateway.scrubbing import Scrubbing
 from node.rpc.client import Client
 from node.rpc.errors import NotAuthorized
 
@@ -68,6 +69,7 @@ class Watched:
     client: Client
     exchange: Exchange | None
     anchorer: Anchorer | None = None
+    scrubbing: Scrubbing | None = None
 
 
 class Monitor:
@@ -267,6 +269,8 @@ class Monitor:
             metrics.store_quota_bytes.set(usage.quota_bytes or 0)
             metrics.store_free_bytes.set(usage.free_bytes or 0)
             metrics.store_missing_chunks.set(usage.missing_chunks)
+        if self._watched.scrubbing is not None:
+            metrics.scrub_progress.set(self._watched.scrubbing.progress)
         if scrubbed is not None:
             metrics.scrub_time_seconds.set(scrubbed.time_ms / 1_000)
             for kind, count in scrubbed.found.items():

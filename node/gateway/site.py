@@ -32,6 +32,7 @@ from node.gateway.metrics import GatewayMetrics
 from node.gateway.monitor import Monitor, Watched
 from node.gateway.quiet import silence_libraries
 from node.gateway.requester import Received
+from node.gateway.scrubbing import DAY_MS, Scrubbing
 from node.gateway.shown import Shown
 from node.imaging.vault import Vault
 from node.ledger.genesis import Genesis
@@ -98,11 +99,9 @@ async def running(
         conflicts.attach(events)
         work += [hand_over.backlog.run(), conflicts.backlog.run(), conflicts.run()]
     metrics = GatewayMetrics(version("radledger"))
-    anchorer = None
-    if config.gateway.audit.anchor_hours:
-        anchorer = Anchorer(config.gateway, acting, opened.genesis.time_ms)
-        work.append(anchorer.run())
-    monitor = Monitor(Watched(gateway, opened.client, exchange, anchorer), metrics)
+    anchorer, scrubbing = await asyncio.to_thread(_keepers, config, acting, opened, exchange)
+    work += [each.run() for each in (anchorer, scrubbing) if each is not None]
+    monitor = Monitor(Watched(gateway, opened.client, exchange, anchorer, scrubbing), metrics)
     monitor.metrics.spool_bytes_max.set(config.gateway.limits.spool_bytes_max)
     work.append(monitor.run())
     async with (
@@ -134,6 +133,23 @@ async def _told(config: GatewayConfig, monitor: Monitor) -> AsyncIterator[None]:
         yield
     finally:
         await server.stop()
+
+
+def _keepers(
+    config: NodeConfig, acting: Acting, opened: Opened, exchange: Exchange | None
+) -> tuple[Anchorer | None, Scrubbing | None]:
+    """Return what anchors the trail and what scrubs the store, where the config wants it."""
+    anchorer = scrubbing = None
+    if config.gateway is not None and config.gateway.audit.anchor_hours:
+        anchorer = Anchorer(config.gateway, acting, opened.genesis.time_ms)
+    if config.store is not None and config.store.scrub_days:
+        slow = opened.store.slow_scrub(config.store.scrub_days * DAY_MS)
+        scrubbing = Scrubbing(slow, _unheard if exchange is None else exchange.mending.found)
+    return anchorer, scrubbing
+
+
+def _unheard(study_id: bytes) -> None:
+    """Without an exchange nobody else has the study."""
 
 
 class _Sides:

@@ -20,8 +20,8 @@ def quick_keys(monkeypatch):
     monkeypatch.setattr(keys, "_SCRYPT_N", 2)
 
 
-def spoil(hospital, study):
-    """Flip a byte of one chunk's file and delete another's; let a scrub find both."""
+def damage(hospital, study):
+    """Flip a byte of one chunk's file and delete another's."""
     rotten, gone, *_ = [row.digest.hex() for row in hospital.store._catalog.chunks(study.id)]
     path = hospital.folder / "blobs" / "chunks" / rotten[:2] / rotten
     data = bytearray(path.read_bytes())
@@ -29,6 +29,11 @@ def spoil(hospital, study):
     path.chmod(0o600)
     path.write_bytes(data)
     (hospital.folder / "blobs" / "chunks" / gone[:2] / gone).unlink()
+
+
+def spoil(hospital, study):
+    """Damage two chunks, and let a scrub find both."""
+    damage(hospital, study)
     found = [finding.kind.value for finding in hospital.store.scrub()]
     assert sorted(found) == ["lost", "rotten"]
 

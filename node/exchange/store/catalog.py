@@ -60,6 +60,8 @@ PRAGMA application_id = {_APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 """
 
+SCRUBBED, SCRUBBING = "scrubbed", "scrubbing"  # what scrubs note: the last whole one, a slow one
+
 
 class State(IntEnum):
     """What is the matter with a study."""
@@ -218,9 +220,9 @@ class Catalog:
         rows = self._read("SELECT * FROM versions WHERE study = ? ORDER BY version", study_id)
         return [VersionRow(*row) for row in rows]
 
-    def all_versions(self) -> Iterator[VersionRow]:
+    def all_versions(self, after: tuple[bytes, int] = (b"", 0)) -> Iterator[VersionRow]:
         """Yield every version of every study; what changes meanwhile may be left out."""
-        last: tuple[bytes, int] = (b"", 0)
+        last = after
         sql = "SELECT * FROM versions WHERE (study, version) > (?, ?) ORDER BY 1, 2 LIMIT ?"
         while rows := self._read(sql, *last, PAGE):
             yield from (VersionRow(*row) for row in rows)
@@ -244,9 +246,9 @@ class Catalog:
             raise ChunkUnknown(f"no study here has a chunk {digest.hex()}")
         return _chunk(rows[0])
 
-    def chunks(self, study_id: bytes | None = None) -> Iterator[ChunkRow]:
-        """Yield all chunks, or a study's, in the order of their digests."""
-        last = b""
+    def chunks(self, study_id: bytes | None = None, *, after: bytes = b"") -> Iterator[ChunkRow]:
+        """Yield all chunks, or a study's, in the order of their digests; those `after` one."""
+        last = after
         narrow = "" if study_id is None else "AND study = ? "
         sql = f"SELECT * FROM chunks WHERE digest > ? {narrow}ORDER BY digest LIMIT ?"  # noqa: S608
         extra = () if study_id is None else (study_id,)
@@ -354,14 +356,14 @@ class Catalog:
         self.compact()
         return len(sealed)
 
-    def note_scrub(self, note: bytes) -> None:
-        """Keep what the last scrub found."""
+    def note(self, name: str, note: bytes) -> None:
+        """Keep what a scrub notes, `SCRUBBED` or `SCRUBBING`, in place of what it noted before."""
         with self._change() as connection:
-            connection.execute("INSERT OR REPLACE INTO meta VALUES ('scrubbed', ?)", (note,))
+            connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, note))
 
-    def last_scrub(self) -> bytes | None:
-        """Return what was kept of the last scrub, None if there was none."""
-        rows = self._read("SELECT value FROM meta WHERE name = 'scrubbed'")
+    def noted(self, name: str) -> bytes | None:
+        """Return what was noted, None if nothing was."""
+        rows = self._read("SELECT value FROM meta WHERE name = ?", name)
         return rows[0][0] if rows else None
 
     def compact(self) -> None:

@@ -13,6 +13,7 @@ import hashlib
 import hmac
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -46,6 +47,7 @@ from node.exchange.store.migrate import Migration, migrate
 from node.exchange.store.pack import pack_instances
 from node.exchange.store.records import Erasure, StoredStudy, Usage, stored
 from node.exchange.store.reuse import merge, split
+from node.exchange.store.rounds import SlowScrub
 from node.exchange.store.scrub import ORPHAN_AGE_MS, Finding, Progress, Scrubbed, last_scrub, scrub
 from node.exchange.store.sealing import new_key, open_chunk, open_index, seal_chunk, seal_index
 
@@ -438,6 +440,10 @@ class StudyStore:
             orphan_age_ms=orphan_age_ms,
             progress=progress,
         )
+
+    def slow_scrub(self, period_ms: int, **options: Any) -> SlowScrub:
+        """Return what reads all once in each period; see `rounds.SlowScrub`."""
+        return SlowScrub(self._blobs, self._catalog, self.check_place, period_ms, **options)
 
     def last_scrub(self) -> Scrubbed | None:
         """Return what the last scrub that came to its end found, None if there was none."""
