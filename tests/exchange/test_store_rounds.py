@@ -171,6 +171,16 @@ def test_a_clock_that_was_set_back_holds_nothing_up(opened, clock):
         assert scrub.wait_ms() <= PERIOD_MS
 
 
+@pytest.mark.parametrize("note", [b"", b"5", b'{"began_ms": 1, "other": 2}', b'{"chunk": "x"}'])
+def test_a_note_of_another_program_begins_a_round_anew(tmp_path, clock, note):
+    store = new_store(tmp_path)
+    store._catalog.note("scrubbing", note)
+    scrub = store.slow_scrub(PERIOD_MS, now_ms=clock)
+    assert (scrub.wait_ms(), scrub.progress) == (0, 0.0)
+    scrub.step()
+    store.close()
+
+
 def test_an_empty_store_is_scrubbed_once_in_a_period(tmp_path, clock):
     store = new_store(tmp_path)
     scrub = store.slow_scrub(PERIOD_MS, now_ms=clock)

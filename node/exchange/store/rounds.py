@@ -119,9 +119,15 @@ class SlowScrub:
         note = self._catalog.noted(SCRUBBING)
         if note is None:
             return _Round(self._now_ms())
-        known = json.loads(note)
-        version = known.pop("version")
-        return _Round(**known, version=None if version is None else (version[0], version[1]))
+        try:
+            known = _Round(**json.loads(note))
+            bytes.fromhex(known.chunk)
+            if known.version is not None:
+                bytes.fromhex(known.version[0])
+                known.version = known.version[0], int(known.version[1])
+        except (ValueError, TypeError, LookupError):  # another program's, or damaged: no harm
+            return _Round(self._now_ms())
+        return known
 
 
 def _some(finding: Finding | None) -> Iterator[Finding]:

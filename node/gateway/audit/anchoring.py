@@ -27,7 +27,7 @@ from node.gateway.audit.evidence import (
     save_evidence,
     save_leaves,
 )
-from node.gateway.audit.segments import segments
+from node.gateway.audit.segments import anchoring, segments
 from node.ledger.block import OK
 from node.ledger.queries.audit_views import ANCHORS_LIMIT_MAX, AnchorView
 from node.rpc.client import Client
@@ -93,15 +93,16 @@ async def anchor_logs(
 async def anchor_trail(config: GatewayConfig, actor: Anchoring, start_ms: int) -> list[Anchored]:
     """End the open file of the trail, and anchor every file that is not anchored yet.
 
-    Of the files that are anchored only the last one is looked at again, for the link. May run in
-    several processes at a time: one of them is refused then, and goes on later. Raises
-    `TrailBroken`, `TrailUnusable`, and what `anchor_logs` does.
+    Of the files that are anchored only the last one is looked at again, for the link. One process
+    at a time. Raises `TrailBroken`, `TrailUnusable` (also while another process is at it), and
+    what `anchor_logs` does.
     """
-    logs = await asyncio.to_thread(_closed, config)
-    done = await anchor_logs(actor, logs, start_ms, stretch=True) if logs else []
-    for each in done:
-        await asyncio.to_thread(_keep_leaves, each.file)
-    return done
+    with anchoring(folder_of(config)):
+        logs = await asyncio.to_thread(_closed, config)
+        done = await anchor_logs(actor, logs, start_ms, stretch=True) if logs else []
+        for each in done:
+            await asyncio.to_thread(_keep_leaves, each.file)
+        return done
 
 
 def is_anchored(log: Path) -> bool:

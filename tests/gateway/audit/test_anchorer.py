@@ -11,7 +11,7 @@ from node.gateway.audit.acts import Act
 from node.gateway.audit.anchorer import AGAIN_FIRST_S, HOUR_MS, Anchorer
 from node.gateway.audit.anchoring import is_anchored, problem_of
 from node.gateway.audit.auditor import folder_of
-from node.gateway.audit.segments import segments
+from node.gateway.audit.segments import anchoring, segments
 from node.gateway.audit.trail import Trail, TrailLimits
 from node.gateway.condition import Condition, findings_of
 from node.gateway.metrics import GatewayMetrics
@@ -140,6 +140,16 @@ async def test_a_trail_that_is_not_whole_is_not_anchored_as_if_it_were(tmp_path)
         await here.anchorer.look()
         assert "gateway audit verify" in here.anchorer.problem
         assert await here.count() == 0
+
+
+async def test_two_do_not_anchor_at_a_time(tmp_path):
+    async with world(tmp_path, hours=1) as here:
+        with anchoring(here.folder):
+            await here.anchorer.look()
+        assert "another process" in here.anchorer.problem
+        assert await here.count() == 0
+        await here.restart().look()
+        assert await here.count() == len(here.anchored()) > 0
 
 
 async def test_the_monitor_tells_what_the_anchorer_met(tmp_path, store):
