@@ -37,6 +37,7 @@ from node.exchange.store.master import MasterSource, Sealer, new_header, open_he
 SCHEMA_VERSION = 1
 PAGE = 256  # rows read at once by whoever walks through all of them
 _APPLICATION_ID = 0x52_4C_53_31  # "RLS1"
+_OPENING_SECONDS = 0.2
 _BUSY_SECONDS = 60.0
 _SCHEMA = f"""
 CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -414,15 +415,32 @@ def open_catalog(path: Path, source: MasterSource) -> Catalog:
     """
     with _explained():
         _create_private(path)
-        connection = sqlite3.connect(
-            path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
-        )
+        connection, header = _open_patiently(path, source)
         try:
-            header = _prepare(connection, path, source)
             return Catalog(connection, header, open_header(header, source))
         except BaseException:
             connection.close()
             raise
+
+
+def _open_patiently(path: Path, source: MasterSource) -> tuple[sqlite3.Connection, bytes]:
+    """Return a connection and the header. While another process makes the same file, sqlite says
+    at once that it is locked, however long it was told to wait."""
+    end_s = time.monotonic() + _BUSY_SECONDS
+    while True:
+        connection = sqlite3.connect(
+            path, timeout=_OPENING_SECONDS, isolation_level=None, check_same_thread=False
+        )
+        try:
+            header = _prepare(connection, path, source)
+            connection.execute(f"PRAGMA busy_timeout = {int(_BUSY_SECONDS * 1000)}").fetchall()
+            return connection, header
+        except BaseException as error:
+            connection.close()
+            busy = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
+            if not busy or time.monotonic() > end_s:
+                raise
+        time.sleep(_OPENING_SECONDS / 10 * (1 + secrets.randbelow(10)))
 
 
 def _prepare(connection: sqlite3.Connection, path: Path, source: MasterSource) -> bytes:
