@@ -7,6 +7,7 @@ part by itself. What a rule looks at stays in this process.
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from node.config.model import GatewayConfig
 from node.imaging import commitment
 from node.imaging.commitment import CommittedFile
 from node.imaging.reader import StudyFiles
@@ -30,6 +31,12 @@ class ApartRule:
             return False
         text = read.text(commitment.SERIES_DESCRIPTION).casefold()
         return self.description is None or self.description.casefold() in text
+
+
+def rules_of_config(config: GatewayConfig | None) -> tuple[ApartRule, ...]:
+    """Return the rules that the config of a gateway has; none without a gateway."""
+    rules = () if config is None else config.apart
+    return tuple(ApartRule(rule.modality, rule.description) for rule in rules)
 
 
 def divided(

@@ -141,6 +141,14 @@ class Parts(Rows):
                 self._put_study(connection, part)
             return _split_of(row, made)
 
+    def is_apart(self, study_id: bytes, study_uid: str, series_uid: str) -> bool:
+        """Whether a planned split of the study sets the series apart."""
+        place = self._series_lookup(study_uid, series_uid)
+        with self._read() as connection:
+            row = self._row_of(connection, study_id)
+            planned = None if row is None else self._planned(connection, row)
+        return planned is not None and place in planned[1].series
+
     def submit_split(
         self, manifests: Sequence[Manifest], transaction_id: bytes, transaction: bytes
     ) -> None:

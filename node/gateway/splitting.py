@@ -1,0 +1,367 @@
+"""A stored study is split, so that series of it are a study of the ledger by themselves.
+
+    planned in the vault -> manifests kept -> both parts packed anew, each under a key of its own
+    -> one transaction kept and sent: parts registered, refusal, consent carried, study retired
+    -> vault: the parts take its place -> grants of the study revoked -> (erased, if that is asked)
+
+Every step can be cut off; the same call goes on. Until the transaction is final the study is as it
+was, but takes no instances; what comes meanwhile waits in the spool. From the next height nobody is
+given anything by a grant of the old study, and nobody anything of what was set apart.
+"""
+
+import asyncio
+import contextlib
+import io
+import logging
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from node.exchange.store.errors import StudyErased, StudyUnknown
+from node.exchange.store.index import InstanceFacts, InstanceSource, StudyIndex
+from node.exchange.store.store import StudyStore
+from node.gateway import carrying, series
+from node.gateway.acting import Acting
+from node.gateway.erasures import KeepsKeys
+from node.gateway.series import Described
+from node.imaging import description
+from node.imaging.manifest import Instance, Manifest, regrouped
+from node.imaging.vault import Vault
+from node.imaging.vault_parts import Split
+from node.imaging.vault_rows import State, VaultStudy
+from node.ledger.block import OK
+from node.ledger.contracts.access_record import DELIVERED, GRANTED, RECEIVED, WAITING
+from node.ledger.contracts.vocabulary import instance_bucket, size_bucket
+from node.ledger.errors import Refused
+from node.ledger.queries.access_views import ConsentView, RequestQuery, RequestView
+from node.ledger.queries.studies import StudySummary
+from node.ledger.transaction import Operation
+from node.rpc.service import Submitted
+from node.studies import MAY_SUCCEED_LATER
+
+log = logging.getLogger(__name__)
+
+_ACTIVE, _ERASED = "active", "erased"
+_HELD = (GRANTED, DELIVERED, RECEIVED)
+_REVOKED, _DENIED = "patient_request", "not_available"
+_ERASE_REASON = "subject_request"
+
+
+class SplitRefused(Exception):
+    """The study cannot be split, or not so; nothing was changed. The text says why."""
+
+
+class SplitPending(Exception):
+    """It is not known yet whether the split took place; the same call finds out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a split."""
+
+    rest: bytes  # id of the part that stays together, 16 bytes
+    apart: bytes  # of what was set apart
+    ended: int  # requests for the old study that this call revoked or denied
+    left_to_patient: int  # permissions about the old study that only the patient's key gives anew
+    is_erased: bool  # whether the old study is erased
+
+
+class Splitting:
+    """Splits studies of this hospital."""
+
+    def __init__(
+        self, acting: Acting, store: StudyStore, vault: Vault, kept: Sequence[KeepsKeys] = ()
+    ) -> None:
+        """`kept` keep wrapped keys, which are destroyed with an erased study."""
+        self._acting, self._store, self._vault, self._kept = acting, store, vault, kept
+
+    async def split(
+        self, study_id: bytes, words: Sequence[str], form_digest: bytes | None, *, erase: bool
+    ) -> Outcome:
+        """Set the series that `words` name apart from the rest of a study; see `series.chosen`.
+
+        `form_digest` is of the patient's signed form. Raises `SplitRefused`, `SeriesRefused`,
+        `SplitPending`, `VaultError`, `StoreError`, and what `Client` raises.
+        """
+        study = await self._own(study_id)
+        split = await asyncio.to_thread(self._vault.split_of, study_id)
+        if split is None:
+            split = await self._plan(study, words, form_digest)
+        elif not split.is_done and study.status == _ACTIVE:
+            split = await asyncio.to_thread(self._plan_again, study_id, words)
+        if not split.is_done:
+            await self._perform(study, split, form_digest)
+        left = await self._carry(study, split, form_digest)
+        ended = await self._end_grants(study_id)
+        if erase:
+            await self._erase(study_id)
+        view = await self._acting.client.study(study_id)
+        is_erased = view is not None and view.summary.status == _ERASED
+        return Outcome(split.rest.study_id, split.apart.study_id, ended, left, is_erased)
+
+    async def _own(self, study_id: bytes) -> StudySummary:
+        view = await self._acting.client.study(study_id)
+        if view is None:
+            raise SplitRefused("no study with this id is on the chain")
+        if view.summary.custodian != self._acting.institution:
+            raise SplitRefused(
+                f"its custodian is {view.summary.custodian}; only that one splits it"
+            )
+        return view.summary
+
+    # Planning
+
+    async def _plan(
+        self, study: StudySummary, words: Sequence[str], form_digest: bytes | None
+    ) -> Split:
+        if study.status != _ACTIVE:
+            raise SplitRefused(f"the study is {study.status}")
+        if study.derivation is not None:
+            raise SplitRefused("the study was derived from another one and stays as it is")
+        if form_digest is None:
+            raise SplitRefused("the patient's signed form is needed")
+        return await asyncio.to_thread(self._plan_now, study, words)
+
+    def _plan_now(self, study: StudySummary, words: Sequence[str]) -> Split:
+        index = self._index(study.id)
+        self._require_whole(study, index)
+        return self._planned(index, words)
+
+    def _plan_again(self, study_id: bytes, words: Sequence[str]) -> Split:
+        return self._planned(self._index(study_id), words)
+
+    def _planned(self, index: StudyIndex, words: Sequence[str]) -> Split:
+        rest, apart = series.chosen(series.listed(index), words)
+        return self._vault.plan_split(index.study_id, series.study_uid(index), rest, apart)
+
+    def _index(self, study_id: bytes) -> StudyIndex:
+        try:
+            if self._store.is_complete(study_id):
+                return self._store.index(study_id)
+        except (StudyUnknown, StudyErased) as error:
+            raise SplitRefused("the study is not in the store here") from error
+        raise SplitRefused(
+            "chunks of the study are missing in the store: see radledger store scrub"
+        )
+
+    def _require_whole(self, study: StudySummary, index: StudyIndex) -> Manifest:
+        """Return the newest manifest. Raises `SplitRefused` unless ledger, vault and store have the
+        same version, whole."""
+        versions = [v for v in self._vault.versions(study.id) if v.state is State.FINAL]
+        if not versions or versions[-1].manifest.root != study.root:
+            raise SplitRefused("the vault does not have the version that is on the ledger")
+        named = {each.sop_uid: each.record.file for each in versions[-1].manifest.instances}
+        held = {each.facts.sop_instance_uid: each.facts.digest for each in index.instances}
+        if named != held:
+            raise SplitRefused("the store does not hold every instance of the version registered")
+        return versions[-1].manifest
+
+    # Performing
+
+    async def _perform(self, study: StudySummary, split: Split, form_digest: bytes | None) -> None:
+        """Bring a planned split to the ledger and, once it is final, into the vault."""
+        submitted = await asyncio.to_thread(self._submitted, split)
+        if submitted is None:
+            if study.status != _ACTIVE:  # retired or erased before the transaction was sent
+                await self._drop(split)
+                raise SplitRefused(f"the study is {study.status}; the split was given up")
+            if form_digest is None:
+                raise SplitRefused("the patient's signed form is needed")
+            # As it is now that nothing can come to it any more.
+            study = await self._own(study.id)
+            manifests = await asyncio.to_thread(self._manifests, study, split)
+            await asyncio.to_thread(self._pack, study.id, manifests)
+            submitted = await self._sign(study, split, manifests, form_digest)
+        height = await self._send(split, submitted)
+        await asyncio.to_thread(self._vault.finish_split, study.id, height)
+        log.info("study split study=%s height=%d", study.id.hex(), height)
+
+    def _submitted(self, split: Split) -> bytes | None:
+        latest = self._vault.latest(split.apart.study_id)
+        return None if latest is None else latest.transaction
+
+    def _manifests(self, study: StudySummary, split: Split) -> tuple[Manifest, Manifest]:
+        """Return the first versions of both parts, which the vault keeps from then on."""
+        index = self._index(study.id)
+        source = self._require_whole(study, index)
+        uid = series.study_uid(index)
+        of_series = {each.facts.sop_instance_uid: each.facts.series_uid for each in index.instances}
+        is_apart = {
+            each: self._vault.is_apart(study.id, uid, each) for each in set(of_series.values())
+        }
+        groups: tuple[list[Instance], list[Instance]] = ([], [])
+        for instance in source.instances:
+            groups[is_apart[of_series[instance.sop_uid]]].append(instance)
+        rest, apart = groups
+        return self._prepared(split.rest, rest), self._prepared(split.apart, apart)
+
+    def _prepared(self, part: VaultStudy, instances: Sequence[Instance]) -> Manifest:
+        known = self._vault.latest(part.study_id)
+        if known is not None:
+            return known.manifest
+        manifest = regrouped(part.study_id, part.salt, instances)
+        self._vault.put_prepared(manifest)
+        return manifest
+
+    def _pack(self, study_id: bytes, manifests: Sequence[Manifest]) -> None:
+        """Store both parts, each under a new key, in the order of its manifest."""
+        index = self._index(study_id)
+        for manifest in manifests:
+            sources = [self._source(index, each.sop_uid) for each in manifest.instances]
+            self._store.put(manifest.study_id, manifest.version, sources)
+
+    def _source(self, index: StudyIndex, sop_uid: str) -> InstanceSource:
+        ordinal = index.ordinal_of(sop_uid)
+        if ordinal is None:
+            raise SplitRefused("the store does not hold every instance of the version registered")
+        read = partial(self._store.read, index.study_id, ordinal, index.version)
+        return InstanceSource(index.instances[ordinal].facts, lambda: _Stored(read()))
+
+    async def _sign(
+        self,
+        study: StudySummary,
+        split: Split,
+        manifests: tuple[Manifest, Manifest],
+        form_digest: bytes,
+    ) -> bytes:
+        consent = await self._consent(study)
+        index = await asyncio.to_thread(self._index, study.id)
+        facts = {each.facts.sop_instance_uid: each.facts for each in index.instances}
+        rest, apart = (_registration(study, manifest, facts) for manifest in manifests)
+        operations = carrying.split_operations(study, (rest, apart), consent, form_digest, _new_id)
+        head = await self._acting.client.head()
+        transaction_id, raw = self._acting.signer.transaction(operations, head.height)
+        await asyncio.to_thread(self._vault.submit_split, manifests, transaction_id, raw)
+        return raw
+
+    async def _send(self, split: Split, raw: bytes) -> int:
+        """Return the height at which the parts are registered."""
+        refused: Refused | None = None
+        submitted: Submitted | None = None
+        try:
+            submitted = await self._acting.client.submit(raw)
+        except TimeoutError as error:
+            raise SplitPending("not final in time") from error
+        except Refused as error:
+            refused = error
+        height = await self._registered(split)
+        if height is not None:
+            return height
+        if refused is not None and refused.code in MAY_SUCCEED_LATER:
+            raise SplitPending(str(refused))
+        if submitted is not None and (submitted.code == OK or submitted.height is None):
+            raise SplitPending("the node does not show it yet")
+        await self._drop(split)
+        code = submitted.code if submitted is not None else str(refused)
+        raise SplitRefused(f"refused: {code}; everything is as it was")
+
+    async def _registered(self, split: Split) -> int | None:
+        """Return the height of the parts' registration, by whatever transaction, or None.
+
+        After its validity a transaction's id is forgotten, so a refusal alone does not tell.
+        """
+        view = await self._acting.client.study(split.apart.study_id)
+        return None if view is None else view.summary.registered_height
+
+    async def _drop(self, split: Split) -> None:
+        """Undo what was prepared; first what is in the store, since the vault says what that is."""
+
+        def undo() -> None:
+            for part in (split.rest, split.apart):
+                with contextlib.suppress(StudyUnknown):
+                    self._store.abandon(part.study_id)
+            self._vault.drop_split(split.source.study_id)
+
+        await asyncio.to_thread(undo)
+
+    # What follows
+
+    async def _carry(self, study: StudySummary, split: Split, form_digest: bytes | None) -> int:
+        """Carry what was recorded about the old study while the transaction was on its way; return
+        how many permissions only the patient can give anew."""
+        consent = await self._consent(study)
+        parts = split.rest.study_id, split.apart.study_id
+        left = carrying.carried(study, *parts, consent, form_digest or b"", _new_id)
+        if left and form_digest is None:
+            raise SplitRefused("a rule came meanwhile: the patient's signed form is needed again")
+        for operation in left:
+            await self._acting.submit(operation.name, operation.arguments)
+        return carrying.left_to_patient(consent, study.id)
+
+    async def _consent(self, study: StudySummary) -> ConsentView | None:
+        return await self._acting.client.consent(study.custodian, study.subject_id)
+
+    async def _end_grants(self, study_id: bytes) -> int:
+        """Say of every open request for the old study that it is over; return how many.
+
+        They permit nothing since the study is retired; this is for who reads them.
+        """
+        query = RequestQuery(custodian=self._acting.institution, study_id=study_id)
+        ended = 0
+        async for request in self._acting.requests(query):
+            ended += await self._end(request)
+        return ended
+
+    async def _end(self, request: RequestView) -> bool:
+        if request.state in _HELD:
+            done = await self._acting.submit("access.revoke", (request.id, _REVOKED))
+        elif request.state in WAITING:
+            done = await self._acting.submit("access.deny", (request.id, _DENIED))
+        else:
+            return False
+        if done.code != OK:  # over by itself meanwhile
+            log.info("a request was not ended request=%s code=%s", request.id.hex(), done.code)
+        return done.code == OK
+
+    async def _erase(self, study_id: bytes) -> None:
+        """Destroy the old study here, record that, and let the vault forget it."""
+        await asyncio.to_thread(self._destroy, study_id)
+        view = await self._acting.client.study(study_id)
+        if view is not None and view.summary.status != _ERASED:
+            done = await self._acting.submit("study.erase", (study_id, _ERASE_REASON))
+            if done.code not in (OK, "study_erased"):
+                raise SplitRefused(f"the erasure was refused: {done.code}")
+        await asyncio.to_thread(self._vault.delete_study, study_id)
+
+    def _destroy(self, study_id: bytes) -> None:
+        with contextlib.suppress(StudyUnknown):
+            self._store.erase(study_id)
+        for kept in self._kept:
+            kept.forget_study(study_id)
+
+
+class _Stored(io.RawIOBase):
+    """An instance that lies in the store, as a stream."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces, self._left = pieces, memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target: Any) -> int:
+        view = memoryview(target).cast("B")
+        while not self._left:
+            try:
+                self._left = memoryview(next(self._pieces))
+            except StopIteration:
+                return 0
+        count = min(len(view), len(self._left))
+        view[:count], self._left = self._left[:count], self._left[count:]
+        return count
+
+
+def _registration(
+    study: StudySummary, manifest: Manifest, facts: dict[str, InstanceFacts]
+) -> Operation:
+    described = [Described(facts[each.sop_uid]) for each in manifest.instances]
+    words = description.modality_of(described), description.region_of(described)
+    buckets = instance_bucket(len(manifest.instances)), size_bucket(manifest.size)
+    place = manifest.study_id, study.subject_id, manifest.root
+    return Operation("study.register", (*place, *words, *buckets))
+
+
+def _new_id() -> bytes:
+    return secrets.token_bytes(16)

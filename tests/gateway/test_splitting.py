@@ -1,0 +1,338 @@
+"""A patient excludes a series: the study is split, and nobody is given what was set apart."""
+
+import asyncio
+import secrets
+from types import SimpleNamespace
+from uuid import uuid4
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from node import keys
+from node.exchange.store.errors import Damaged
+from node.exchange.store.sealing import open_chunk
+from node.exchange.transfer.errors import NotPermitted
+from node.exchange.transfer.holders import HolderRefused, Link, NotHeld, Partial
+from node.exchange.transfer.limits import Pacer
+from node.exchange.transfer.ports import Chunk
+from node.exchange.transfer.state import Deliveries
+from node.gateway.exchange import DELIVERIES
+from node.gateway.keeping import Keeper
+from node.gateway.series import SeriesRefused
+from node.gateway.splitting import SplitRefused, Splitting
+from node.imaging.vault import open_vault
+from node.ledger.contracts.consent import RULES_MAX
+from node.ledger.transaction import Operation
+from node.studies import register
+from tests.gateway.flow_world import CLIENT, until_async, world
+from tests.imaging import dicom
+
+FORM = bytes(range(32))
+HEAD, PSYCH = "1", "2"
+
+
+@pytest.fixture(autouse=True)
+def quick_keys(monkeypatch):
+    monkeypatch.setattr(keys, "_SCRYPT_N", 2)
+
+
+def write(folder, uid, series, number):
+    sop = f"{uid}.{series}.{number}"
+    pixels = np.frombuffer(secrets.token_bytes(2 * 32 * 32), "<u2").reshape(32, 32)
+    elements = {"PatientID": uid[-10:], "Modality": "MR", "SeriesNumber": series}
+    place = {"sop": sop, "study": uid, "SeriesInstanceUID": f"{uid}.{series}"}
+    return dicom.minimal(folder / sop[-40:], pixels=pixels, **place, **elements)
+
+
+async def new_study(hospital, folder):
+    """Register and store a study of two series, two instances each."""
+    uid = f"2.25.{uuid4().int}"
+    paths = [write(folder, uid, series, n) for series in (HEAD, PSYCH) for n in (1, 2)]
+    return uid, await hospital.keep_files(paths)
+
+
+def of_series(study, series):
+    """Return the bytes of the files of a series, by SOP Instance UID."""
+    files = study.files.items()
+    return {uid: path.read_bytes() for uid, path in files if uid.split(".")[-2] == series}
+
+
+def splitting(hospital, acting):
+    kept = [Deliveries(hospital.folder / "exchange" / DELIVERIES)]
+    return Splitting(acting, hospital.store, hospital.vault, kept)
+
+
+async def split(hospital, study, series=PSYCH, *, erase=False, form=FORM):
+    async with hospital.acting() as acting:
+        done = await splitting(hospital, acting).split(study.id, [series], form, erase=erase)
+    await hospital.net.wait_height(hospital.net.node(hospital.index).height)
+    return done
+
+
+def part(study, study_id):
+    return SimpleNamespace(id=study_id, subject_id=study.subject_id)
+
+
+def sealed_chunks(hospital, study_id):
+    """Return (place, ciphertext, plain size) of every chunk of a study."""
+    index = hospital.store.index(study_id)
+    return [
+        (each.place(study_id), hospital.store.ciphertext(each.digest), each.plain_bytes)
+        for each in index.chunks
+    ]
+
+
+async def may_fetch(hospital, custodian, request_id, digest, size):
+    """Whether a chunk comes from the custodian under a request of the hospital."""
+    holder = hospital.exchange.directory.holder(custodian.name)
+    link = Link(holder, hospital.identity, CLIENT)
+    partial = Partial(Chunk(digest, size), bytearray(size))
+    try:
+        await link.fill(partial, request_id, Pacer(10**9))
+    except (HolderRefused, NotHeld):
+        return False
+    finally:
+        await link.close()
+    return partial.is_full
+
+
+async def test_a_series_that_the_patient_excludes_is_given_to_nobody(tmp_path):
+    async with world(tmp_path) as all_, all_.alpha.serving(), all_.beta.serving() as exchange:
+        alpha, beta = all_.alpha, all_.beta
+        _, study = await new_study(alpha, tmp_path)
+        done = await split(alpha, study)
+        # The rest comes whole, and is what the ledger says.
+        request_id = await beta.ask(part(study, done.rest))
+        received = await exchange.requester.fetch(request_id, wait_s=30)
+        assert beta.bytes_of(done.rest) == of_series(study, HEAD)
+        view = await (await beta.net.client(beta.index)).study(done.rest)
+        assert (received.root, received.absent) == (view.summary.root, 0)
+        assert exchange.requester.manifest(request_id).root == view.summary.root
+        # What was set apart is refused by the patient's rule, and the old study is closed.
+        refused = await beta.request(await beta.ask(part(study, done.apart)))
+        assert (refused.state, refused.rule, refused.permitted) == ("denied", "consent", False)
+        operation = (secrets.token_bytes(16), study.id, "gateway", "TREAT", 100, 1, False)
+        asked = Operation("access.request", (*operation, None, None))
+        assert (await beta.net.submit(beta.index, [asked])).code == "study_retired"
+        # No chunk of it can be fetched, or opened with the key that came.
+        chunks = alpha.store.index(done.apart).chunks
+        digests = {each.digest for each in chunks}
+        rest = alpha.store.index(done.rest).chunks
+        old = {each.digest for each in alpha.store.index(study.id).chunks}
+        assert not digests & {each.digest for each in rest}
+        assert not old & (digests | {each.digest for each in rest})
+        for each in chunks:
+            assert not await may_fetch(beta, alpha, request_id, each.digest, each.stored_bytes)
+        assert await may_fetch(beta, alpha, request_id, rest[0].digest, rest[0].stored_bytes)
+        key = AESGCM(beta.store.key(done.rest))
+        for study_id in (done.apart, study.id):
+            for place, ciphertext, plain_bytes in sealed_chunks(alpha, study_id):
+                with pytest.raises(Damaged):
+                    open_chunk(key, place, ciphertext, plain_bytes)
+        assert open_chunk(key, *sealed_chunks(alpha, done.rest)[0])
+        # At home all of it is there, under the key of its own.
+        assert alpha.bytes_of(done.apart) == of_series(study, PSYCH)
+
+
+async def test_grants_of_a_study_that_is_split_end_and_consent_goes_along(tmp_path):
+    async with world(tmp_path) as all_, all_.alpha.serving(), all_.beta.serving() as exchange:
+        alpha, beta = all_.alpha, all_.beta
+        _, study = await new_study(alpha, tmp_path)
+        about = (study.subject_id, study.id)
+        await alpha.submit(
+            "consent.restrict", bytes([1] * 16), *about, all_.gamma.name, (), None, FORM
+        )
+        await alpha.submit("consent.grant", bytes([2] * 16), *about, None, ("TREAT",), None, FORM)
+        await alpha.submit("study.classify", study.id, "R")
+        request_id = await beta.ask(study)
+        await exchange.requester.fetch(request_id, wait_s=30)
+        done = await split(alpha, study)
+        assert done.ended == 1
+        await until_async(lambda: _is(beta, request_id, "revoked"))
+        with pytest.raises(NotPermitted, match="request_revoked"):
+            await exchange.requester.use(request_id, b"view")
+        client = await alpha.net.client(alpha.index)
+        rules = (await client.consent(alpha.name, study.subject_id)).rules
+        said = {
+            (rule.study_id, rule.effect, rule.recipient, rule.purposes)
+            for rule in rules
+            if rule.study_id != study.id
+        }
+        assert said == {
+            (done.apart, "deny", None, ()),
+            (done.apart, "deny", all_.gamma.name, ()),
+            (done.rest, "deny", all_.gamma.name, ()),
+            (done.rest, "permit", None, ("TREAT",)),
+        }
+        for study_id in (done.rest, done.apart):
+            summary = (await client.study(study_id)).summary
+            assert (summary.confidentiality, summary.modality) == ("R", "MR")
+        old = (await client.study(study.id)).summary
+        assert (old.status, old.retire_reason) == ("retired", "superseded")
+        # Again: nothing is done twice.
+        again = await split(alpha, study)
+        assert (again.rest, again.apart, again.ended) == (done.rest, done.apart, 0)
+        assert len((await client.consent(alpha.name, study.subject_id)).rules) == len(rules)
+
+
+async def _is(hospital, request_id, state):
+    return (await hospital.request(request_id)).state == state
+
+
+async def test_what_comes_late_goes_to_the_part_that_has_its_series(tmp_path):
+    async with world(tmp_path) as all_:
+        alpha = all_.alpha
+        uid, study = await new_study(alpha, tmp_path)
+        done = await split(alpha, study)
+        late = [write(tmp_path, uid, series, 9) for series in (HEAD, PSYCH, "3")]
+        client = await alpha.net.client(alpha.index)
+        for registration in (await register(late, client, alpha.vault, alpha.signer)).studies:
+            assert registration.is_done
+            files = {path.name: path for path in late}
+            named = {
+                instance.sop_uid: files[instance.sop_uid[-40:]]
+                for instance in registration.prepared.manifest.instances
+                if instance.sop_uid[-40:] in files
+            }
+            Keeper(alpha.store).keep(registration.prepared.manifest, named)
+        held = {study_id: alpha.bytes_of(study_id).keys() for study_id in (done.rest, done.apart)}
+        assert {sop.split(".")[-2] for sop in held[done.rest]} == {HEAD, "3"}
+        assert {sop.split(".")[-2] for sop in held[done.apart]} == {PSYCH}
+        assert (len(held[done.rest]), len(held[done.apart])) == (4, 3)
+        assert alpha.store.versions(study.id) == [1]
+
+
+class Cut(BaseException):
+    """The process ends here."""
+
+
+def cut_at(patched, place, *, after=False, call=1):
+    """Let the `call`th call of `place` (an object and a name) be the last thing that is done."""
+    owner, name = place
+    real, count = getattr(owner, name), 0
+
+    def wrapped(*arguments, **named):
+        nonlocal count
+        count += 1
+        if count == call and not after:
+            raise Cut
+        result = real(*arguments, **named)
+        if count == call and not asyncio.iscoroutine(result):
+            raise Cut
+        return _then_cut(result) if count == call else result
+
+    patched.setattr(owner, name, wrapped)
+
+
+async def _then_cut(result):
+    await result
+    raise Cut
+
+
+CUTS = {
+    "before it is planned": (lambda h, s: (h.vault, "plan_split"), {}),
+    "planned": (lambda h, s: (h.vault, "plan_split"), {"after": True}),
+    "one part prepared": (lambda h, s: (h.vault, "put_prepared"), {"call": 2}),
+    "both prepared": (lambda h, s: (h.store, "put"), {}),
+    "one part stored": (lambda h, s: (h.store, "put"), {"call": 2}),
+    "both stored": (lambda h, s: (h.vault, "submit_split"), {}),
+    "signed": (lambda h, s: (s._acting.client, "submit"), {}),
+    "sent": (lambda h, s: (s._acting.client, "submit"), {"after": True}),
+    "final": (lambda h, s: (h.vault, "finish_split"), {}),
+    "in the vault": (lambda h, s: (h.vault, "finish_split"), {"after": True}),
+    "before grants end": (lambda h, s: (s, "_end"), {}),
+    "a grant ended": (lambda h, s: (s, "_end"), {"after": True}),
+    "before the old is destroyed": (lambda h, s: (h.store, "erase"), {}),
+    "destroyed": (lambda h, s: (h.store, "erase"), {"after": True}),
+    "erased on the ledger": (lambda h, s: (h.vault, "delete_study"), {}),
+}
+
+
+async def test_a_split_that_is_cut_off_at_any_step_goes_on(tmp_path, monkeypatch):
+    async with world(tmp_path) as all_, all_.beta.serving():
+        alpha, beta = all_.alpha, all_.beta
+        client = await alpha.net.client(alpha.index)
+        for name, (place, how) in CUTS.items():
+            _, study = await new_study(alpha, tmp_path)
+            request_id = await beta.ask(study)
+            async with alpha.acting() as acting:
+                cutting = splitting(alpha, acting)
+                with monkeypatch.context() as patched:
+                    cut_at(patched, place(alpha, cutting), **how)
+                    with pytest.raises(Cut):
+                        await cutting.split(study.id, [PSYCH], FORM, erase=True)
+            alpha.vault.close()
+            alpha.vault = open_vault(alpha.folder / "vault.db", "passphrase")
+            alpha.open_store()
+            done = await split(alpha, study, erase=True)
+            assert done.is_erased, name
+            assert alpha.bytes_of(done.rest) == of_series(study, HEAD), name
+            assert alpha.bytes_of(done.apart) == of_series(study, PSYCH), name
+            assert study.id not in set(alpha.store.studies()), name
+            view = await client.consent(alpha.name, study.subject_id)
+            assert [(r.study_id, r.effect) for r in view.rules] == [(done.apart, "deny")], name
+            assert (await alpha.request(request_id)).state == "revoked", name
+            for study_id in (done.rest, done.apart):
+                root = (await client.study(study_id)).summary.root
+                assert alpha.vault.latest(study_id).manifest.root == root, name
+            assert alpha.vault.unfinished() == [], name
+            assert alpha.vault.versions(study.id) == [], name
+        # Nothing is left of parts that were begun: two a study.
+        assert len(set(alpha.store.studies())) == 2 * len(CUTS)
+
+
+async def test_what_the_ledger_refuses_leaves_everything_as_it_was(tmp_path):
+    async with world(tmp_path) as all_:
+        alpha = all_.alpha
+        uid, study = await new_study(alpha, tmp_path)
+        about = (study.subject_id, None, None, (), None, FORM)
+        rules = [
+            Operation("consent.grant", (secrets.token_bytes(16), *about)) for _ in range(RULES_MAX)
+        ]
+        assert (await alpha.net.submit(alpha.index, rules)).code == "ok"
+        with pytest.raises(SplitRefused, match="consent_full; everything is as it was"):
+            await split(alpha, study)
+        assert list(alpha.store.studies()) == [study.id]
+        assert alpha.vault.split_of(study.id) is None
+        client = await alpha.net.client(alpha.index)
+        late = [write(tmp_path, uid, PSYCH, 9)]
+        (taken,) = (await register(late, client, alpha.vault, alpha.signer)).studies
+        assert taken.prepared.manifest.study_id == study.id
+
+
+async def test_a_study_that_is_erased_while_it_is_split_leaves_nothing(tmp_path, monkeypatch):
+    async with world(tmp_path) as all_:
+        alpha = all_.alpha
+        _, study = await new_study(alpha, tmp_path)
+        async with alpha.acting() as acting:
+            cutting = splitting(alpha, acting)
+            with monkeypatch.context() as patched:
+                cut_at(patched, (acting.client.__class__, "submit"))
+                with pytest.raises(Cut):
+                    await cutting.split(study.id, [PSYCH], FORM, erase=False)
+        await alpha.submit("study.erase", study.id, "subject_request")
+        alpha.store.erase(study.id)
+        alpha.vault.delete_study(study.id)  # as a running gateway does
+        with pytest.raises(SplitRefused, match="study_erased"):
+            await split(alpha, study)
+        assert list(alpha.store.studies()) == []
+        assert alpha.vault.unfinished() == []
+        with pytest.raises(SplitRefused, match="erased"):
+            await split(alpha, study)
+
+
+async def test_what_cannot_be_split_is_said(tmp_path):
+    async with world(tmp_path) as all_:
+        alpha, beta = all_.alpha, all_.beta
+        _, study = await new_study(alpha, tmp_path)
+        one = await alpha.keep(instances=1)
+        for series, words in [("3", "no series 3"), ("1.2.3", "no a series of that UID")]:
+            with pytest.raises(SeriesRefused, match=words):
+                await split(alpha, study, series)
+        with pytest.raises(SeriesRefused, match="nothing would be left"):
+            await split(alpha, one, "1")
+        with pytest.raises(SplitRefused, match="signed form"):
+            await split(alpha, study, form=None)
+        with pytest.raises(SplitRefused, match="custodian"):
+            await split(beta, study)
