@@ -64,9 +64,9 @@ def chosen(rows: Sequence[SeriesRow], words: Sequence[str]) -> tuple[list[str], 
     for word in words:
         if word not in by_word:
             # A UID is not repeated, since messages are kept.
-            name = f"series {word}" if word.isdigit() else "a series of that UID"
-            shown = name if len(word) <= _NUMBER_DIGITS_MAX or not word.isdigit() else "that series"
-            raise SeriesRefused(f"the study has no {shown}; it has {len(rows)}, from 1")
+            is_number = word.isdigit() and len(word) <= _NUMBER_DIGITS_MAX
+            name = f"series {word}" if is_number else "such series"
+            raise SeriesRefused(f"the study has no {name}; it has {len(rows)}, from 1")
         apart.add(by_word[word])
     if not apart:
         raise SeriesRefused("name at least one series")

@@ -47,6 +47,7 @@ _ACTIVE, _ERASED = "active", "erased"
 _HELD = (GRANTED, DELIVERED, RECEIVED)
 _REVOKED, _DENIED = "patient_request", "not_available"
 _ERASE_REASON = "subject_request"
+_FORM_NEEDED = "the patient's signed form is needed: --form or --form-digest"
 
 
 class SplitRefused(Exception):
@@ -120,13 +121,16 @@ class Splitting:
             raise SplitRefused(f"the study is {study.status}")
         if study.derivation is not None:
             raise SplitRefused("the study was derived from another one and stays as it is")
-        if form_digest is None:
-            raise SplitRefused("the patient's signed form is needed")
-        return await asyncio.to_thread(self._plan_now, study, words)
+        return await asyncio.to_thread(self._plan_now, study, words, form_digest)
 
-    def _plan_now(self, study: StudySummary, words: Sequence[str]) -> Split:
+    def _plan_now(
+        self, study: StudySummary, words: Sequence[str], form_digest: bytes | None
+    ) -> Split:
         index = self._index(study.id)
         self._require_whole(study, index)
+        series.chosen(series.listed(index), words)
+        if form_digest is None:
+            raise SplitRefused(_FORM_NEEDED)
         return self._planned(index, words)
 
     def _plan_again(self, study_id: bytes, words: Sequence[str]) -> Split:
@@ -168,7 +172,7 @@ class Splitting:
                 await self._drop(split)
                 raise SplitRefused(f"the study is {study.status}; the split was given up")
             if form_digest is None:
-                raise SplitRefused("the patient's signed form is needed")
+                raise SplitRefused(_FORM_NEEDED)
             # As it is now that nothing can come to it any more.
             study = await self._own(study.id)
             manifests = await asyncio.to_thread(self._manifests, study, split)
@@ -285,7 +289,7 @@ class Splitting:
         parts = split.rest.study_id, split.apart.study_id
         left = carrying.carried(study, *parts, consent, form_digest or b"", _new_id)
         if left and form_digest is None:
-            raise SplitRefused("a rule came meanwhile: the patient's signed form is needed again")
+            raise SplitRefused(f"a rule came meanwhile: {_FORM_NEEDED}")
         for operation in left:
             await self._acting.submit(operation.name, operation.arguments)
         return carrying.left_to_patient(consent, study.id)

@@ -1,6 +1,7 @@
 """A patient excludes a series: the study is split, and nobody is given what was set apart."""
 
 import asyncio
+import json
 import secrets
 from types import SimpleNamespace
 from uuid import uuid4
@@ -21,11 +22,12 @@ from node.gateway.exchange import DELIVERIES
 from node.gateway.keeping import Keeper
 from node.gateway.series import SeriesRefused
 from node.gateway.splitting import SplitRefused, Splitting
-from node.imaging.vault import open_vault
+from node.imaging.vault import create_vault, open_vault
 from node.ledger.contracts.consent import RULES_MAX
 from node.ledger.transaction import Operation
 from node.studies import register
 from tests.gateway.flow_world import CLIENT, until_async, world
+from tests.gateway.test_flow_command import configure, told
 from tests.imaging import dicom
 
 FORM = bytes(range(32))
@@ -327,7 +329,7 @@ async def test_what_cannot_be_split_is_said(tmp_path):
         alpha, beta = all_.alpha, all_.beta
         _, study = await new_study(alpha, tmp_path)
         one = await alpha.keep(instances=1)
-        for series, words in [("3", "no series 3"), ("1.2.3", "no a series of that UID")]:
+        for series, words in [("3", "no series 3"), ("1.2.3", "no such series; it has 2")]:
             with pytest.raises(SeriesRefused, match=words):
                 await split(alpha, study, series)
         with pytest.raises(SeriesRefused, match="nothing would be left"):
@@ -336,3 +338,31 @@ async def test_what_cannot_be_split_is_said(tmp_path):
             await split(alpha, study, form=None)
         with pytest.raises(SplitRefused, match="custodian"):
             await split(beta, study)
+
+
+async def test_the_command_lists_series_without_uids_and_splits(tmp_path):
+    async with world(tmp_path) as all_:
+        alpha = all_.alpha
+        config = configure(alpha)
+        with_node = alpha.config.data_dir.parent / "vault.db"
+        alpha.vault = create_vault(with_node, alpha.passphrase.decode())
+        uid, study = await new_study(alpha, tmp_path)
+        named = ("split", study.id.hex(), "-c", config)
+        listed = await told("study", *named)
+        rows = [{"number": n, "series_number": str(n), "instances": 2} for n in (1, 2)]
+        assert [{key: each[key] for key in rows[0]} for each in listed["series"]] == rows
+        assert uid not in json.dumps(listed)
+        refused = await told("study", *named, "--series", PSYCH, status=1)
+        assert "form" in refused["error"]["lines"][0]
+        refused = await told("study", *named, "--series", "7", status=2)
+        assert "no series 7" in refused["error"]["lines"][0]
+        form = tmp_path / "form"
+        form.write_text("I do not want the second series to be shared.")
+        signed = (*named, "--series", f"{uid}.{PSYCH}", "--form", form)
+        done = (await told("study", *signed))["split"]
+        again = (await told("study", *named, "--series", PSYCH, "--erase-old"))["split"]
+        assert (again["rest"], again["apart"]) == (done["rest"], done["apart"])
+        assert (done["is_erased"], again["is_erased"]) == (False, True)
+        assert alpha.bytes_of(bytes.fromhex(done["apart"])) == of_series(study, PSYCH)
+        refused = await told("study", *named, "--series", PSYCH, status=1)
+        assert refused["error"]["lines"] == ["the study is erased"]
