@@ -11,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from node import keys
-from node.exchange.store.errors import Damaged
+from node.exchange.store.errors import Damaged, StudyErased
 from node.exchange.store.sealing import open_chunk
 from node.exchange.transfer.errors import NotPermitted
 from node.exchange.transfer.holders import HolderRefused, Link, NotHeld, Partial
@@ -24,11 +24,13 @@ from node.gateway.series import SeriesRefused
 from node.gateway.splitting import SplitRefused, Splitting
 from node.imaging.vault import create_vault, open_vault
 from node.ledger.contracts.consent import RULES_MAX
+from node.ledger.errors import Refused
 from node.ledger.transaction import Operation
 from node.studies import register
 from tests.gateway.flow_world import CLIENT, until_async, world
 from tests.gateway.test_flow_command import configure, told
 from tests.imaging import dicom
+from tests.privacy.site_world import gateway_of, quick, web
 
 FORM = bytes(range(32))
 HEAD, PSYCH = "1", "2"
@@ -176,6 +178,84 @@ async def test_grants_of_a_study_that_is_split_end_and_consent_goes_along(tmp_pa
         again = await split(alpha, study)
         assert (again.rest, again.apart, again.ended) == (done.rest, done.apart, 0)
         assert len((await client.consent(alpha.name, study.subject_id)).rules) == len(rules)
+
+
+async def test_the_old_study_is_erased_with_the_keys_that_were_wrapped(tmp_path):
+    async with world(tmp_path) as all_:
+        alpha, beta = all_.alpha, all_.beta
+        _, study = await new_study(alpha, tmp_path)
+        async with alpha.serving(), beta.serving() as exchange:
+            request_id = await beta.ask(study)
+            await exchange.requester.fetch(request_id, wait_s=30)
+        wrapped = Deliveries(alpha.folder / "exchange" / DELIVERIES)
+        assert list(wrapped.requests()) == [request_id]
+        done = await split(alpha, study, erase=True)
+        assert done.is_erased
+        assert list(wrapped.requests()) == []
+        with pytest.raises(StudyErased):
+            alpha.store.key(study.id)
+        assert alpha.vault.split_of(study.id) is None
+        # Who received it has it until it destroys it, and says so on the ledger.
+        assert beta.bytes_of(study.id).keys() == study.files.keys()
+        async with beta.serving():
+            await until_async(lambda: _has_attested(alpha, study.id, beta.name))
+        assert study.id not in set(beta.store.studies())
+
+
+async def _has_attested(hospital, study_id, name):
+    client = await hospital.net.client(hospital.index)
+    trail = await client.audit_trail(study_id)
+    return any(e.name == "study_erasure_attested" and name in e.fields for e in trail.entries)
+
+
+async def test_running_gateways_show_what_may_be_shown_as_one_study(tmp_path, monkeypatch):
+    quick(monkeypatch)
+    async with (
+        world(tmp_path) as all_,
+        gateway_of(all_.alpha) as home,
+        gateway_of(all_.beta, fetches=True) as abroad,
+    ):
+        alpha, beta = all_.alpha, all_.beta
+        uid, study = await new_study(alpha, tmp_path)
+        done = await split(alpha, study, erase=True)
+        await beta.ask(part(study, done.rest))
+        both = {f"{uid}.{series}" for series in (HEAD, PSYCH)}
+        await until_async(lambda: _shows(home, uid, both))
+        await until_async(lambda: _shows(abroad, uid, {f"{uid}.{HEAD}"}))
+        (row,) = json.loads((await web(home, "/studies"))[1])
+        assert [row[tag]["Value"] for tag in ("00201206", "00201208")] == [[2], [4]]
+        (row,) = json.loads((await web(abroad, "/studies"))[1])
+        assert [row[tag]["Value"] for tag in ("00201206", "00201208")] == [[1], [2]]
+        withheld = f"/studies/{uid}/series/{uid}.{PSYCH}/metadata"
+        assert [(await web(each, withheld))[0] for each in (home, abroad)] == [200, 404]
+
+
+async def _shows(gateway, uid, series):
+    status, body = await web(gateway, f"/studies/{uid}/series")
+    found = json.loads(body) if status == 200 else []
+    return {each["0020000E"]["Value"][0] for each in found} == series
+
+
+@pytest.mark.parametrize("code", ["duplicate", "transaction_expired"])
+async def test_a_refusal_of_what_took_place_already_does_not_undo_it(tmp_path, monkeypatch, code):
+    async with world(tmp_path) as all_:
+        alpha = all_.alpha
+        _, study = await new_study(alpha, tmp_path)
+        async with alpha.acting() as acting:
+            cutting = splitting(alpha, acting)
+            with monkeypatch.context() as patched:
+                cut_at(patched, (acting.client, "submit"), after=True)
+                with pytest.raises(Cut):
+                    await cutting.split(study.id, [PSYCH], FORM, erase=False)
+
+            async def refuse(_):
+                raise Refused(code, "not again")
+
+            with monkeypatch.context() as patched:
+                patched.setattr(acting.client, "submit", refuse)
+                done = await cutting.split(study.id, [PSYCH], FORM, erase=False)
+        assert alpha.vault.split_of(study.id).is_done
+        assert alpha.bytes_of(done.apart) == of_series(study, PSYCH)
 
 
 async def _is(hospital, request_id, state):

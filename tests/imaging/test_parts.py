@@ -258,7 +258,12 @@ def test_a_series_set_apart_stays_apart_when_its_part_is_erased(vault, registere
 def test_an_erased_source_leaves_no_trace_in_its_parts(vault, registered, tmp_path):
     split = submit(vault, registered)
     vault.finish_split(registered.study_id, 9)
-    assert vault.delete_study(registered.study_id)
+    with vault._read() as connection:
+        rows = vault._rows(connection, vault._uid_lookup(UID))
+        assert [row.source for row in rows].count(registered.study_id) == 2
+        assert vault.delete_study(registered.study_id)
+        rows = vault._rows(connection, vault._uid_lookup(UID))
+        assert [row.source for row in rows] == [None, None]
     assert vault.split_of(registered.study_id) is None
     assert vault.versions(registered.study_id) == []
     assert {part.study_id for part in vault.parts(UID)} == {

@@ -148,7 +148,15 @@ def test_parts_are_listed_as_one_study_and_withheld_ones_not_at_all(store, tmp_p
     store.put(TWO, 2, [source(tmp_path / f"{psych}.0.dcm"), source(late)])
     holdings.add(TWO)
     assert told() == (("2",), ("4",), ("MR", "SM"), {head, psych})
-    holdings.remove(TWO)
+    third = minimal(tmp_path / "third.dcm", sop="1.2.3.3.1", SeriesInstanceUID="1.2.3.3")
+    store.put(b"3" * 16, 1, [source(third)])
+    holdings.add(b"3" * 16)
+    assert told()[0] == ("2",)  # it may not be shown
+    shown.add(b"3" * 16)
+    assert told()[:2] == (("3",), ("5",))
+    shown.discard(TWO)
+    assert told()[:2] == (("2",), ("3",))
+    holdings.remove(b"3" * 16)
     assert told() == (("1",), ("2",), ("MR",), {head})
 
 
