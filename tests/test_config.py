@@ -118,7 +118,7 @@ def test_what_the_sample_comments_out_is_the_default():
 
 def test_every_example_in_the_sample_can_be_used():
     """What is commented out has the right form; of alternatives the last one is taken."""
-    alternatives = {"passphrase_environment", "url", "endpoint"}
+    alternatives = {"passphrase_environment", "url", "endpoint", "server_certificate_file"}
     lines = []
     for line in SAMPLE.read_text().splitlines():
         found = SHOWN.match(line)

@@ -14,6 +14,7 @@ from node.cli.audit_log import (
     Evidence,
     commitment,
     evidence_file,
+    first_difference,
     load_evidence,
     new_salt,
     save_evidence,
@@ -103,7 +104,7 @@ def anchor(
         if end is not None and len(logs) > 1:
             raise Failure(USAGE, "--to is for one file; several end with their last changes")
         call = Call(config_file, key, as_json)
-        done = asyncio.run(_anchor(call, logs, _milliseconds(start), _milliseconds(end)))
+        done = asyncio.run(anchor_logs(call, logs, _milliseconds(start), _milliseconds(end)))
         if as_json:
             show_json({"anchored": done})
         else:
@@ -164,9 +165,19 @@ async def _anchors(
         return await client.anchors(name, limit=limit, cursor=cursor)
 
 
-async def _anchor(
-    call: Call, logs: Sequence[Path], start_ms: int | None, end_ms: int | None
+async def anchor_logs(
+    call: Call,
+    logs: Sequence[Path],
+    start_ms: int | None = None,
+    end_ms: int | None = None,
+    *,
+    stretch: bool = False,
 ) -> list[Anchored]:
+    """Anchor each log that is not anchored yet; return what became of each.
+
+    With `stretch` a log that ended before its period begins, since another one was anchored
+    meanwhile, is given a period of a millisecond. Raises `Failure`.
+    """
     async with call.actor() as actor:
         last = await _latest(actor.client, actor.institution)
         if last is None and start_ms is None:
@@ -175,7 +186,8 @@ async def _anchor(
         for log in logs:
             result = await _settled(actor, log)
             if result is None:
-                result, last = await _new_anchor(actor, log, last, start_ms, end_ms)
+                period = start_ms, end_ms, stretch
+                result, last = await _new_anchor(actor, log, last, *period)
             done.append(result)
         return done
 
@@ -193,10 +205,17 @@ async def _settled(actor: Actor, log: Path) -> Anchored | None:
 
 
 async def _new_anchor(
-    actor: Actor, log: Path, last: AnchorView | None, start_ms: int | None, end_ms: int | None
+    actor: Actor,
+    log: Path,
+    last: AnchorView | None,
+    start_ms: int | None,
+    end_ms: int | None,
+    stretch: bool,
 ) -> tuple[Anchored, AnchorView]:
     to_ms = end_ms if end_ms is not None else _last_change(log)
     from_ms = (start_ms or 0) if last is None else last.to_ms
+    if stretch:
+        to_ms = max(to_ms, from_ms + 1)
     if to_ms <= from_ms:
         raise Failure(
             USAGE,
@@ -250,11 +269,11 @@ async def _find(client: Client, institution: str, sequence: int) -> AnchorView |
 
 async def _check(desk: Desk, logs: Sequence[Path]) -> list[tuple[Path, str]]:
     async with desk.client() as client:
-        return [(log, await _problem(client, log)) for log in logs]
+        return [(log, await problem_of(client, log)) for log in logs]
 
 
-async def _problem(client: Client, log: Path) -> str:
-    """Return what is wrong with a log in a sentence, empty if nothing is."""
+async def problem_of(client: Client, log: Path) -> str:
+    """Return what is wrong with a log in a sentence, empty if nothing is. Raises `Failure`."""
     evidence = load_evidence(log)
     if evidence is None:
         return f"was never anchored: {evidence_file(log)} is not there"
@@ -262,9 +281,13 @@ async def _problem(client: Client, log: Path) -> str:
     if anchor is None:
         return f"there is no anchor {evidence.sequence} of {evidence.institution} on the chain"
     records, root = await asyncio.to_thread(commitment, log, bytes.fromhex(evidence.salt))
+    if root == anchor.root:
+        return ""
+    line = await asyncio.to_thread(first_difference, log, evidence, anchor.root)
+    where = "" if line is None else f": line {line} is the first that differs"
     if records != anchor.count:
-        return f"holds {records} records, and {anchor.count} were anchored"
-    return "" if root == anchor.root else "a record was changed since it was anchored"
+        return f"holds {records} records, and {anchor.count} were anchored{where}"
+    return f"a record was changed since it was anchored{where}"
 
 
 def _milliseconds(moment: datetime | None) -> int | None:

@@ -7,6 +7,8 @@ home. Anchored is the RFC 6962 root over
 
 with a random salt of 32 bytes, so that nobody can guess a record from the root, nor from the proof
 of another. The salt and the numbers of the anchor are kept beside the log, in `FILE.anchor.json`.
+Where `FILE.leaves` is kept, too (the leaves' hashes, 32 bytes each), it tells which line changed;
+it is believed only while its own root is the one on the ledger.
 """
 
 import hashlib
@@ -15,6 +17,7 @@ import json
 import secrets
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from node import keys
@@ -23,6 +26,8 @@ from node.ledger import merkle
 
 VERSION = 1
 SUFFIX = ".anchor.json"
+LEAVES = ".leaves"
+LEAF_BYTES = 32
 SALT_BYTES = 32
 
 
@@ -82,6 +87,37 @@ def commitment(log: Path, salt: bytes) -> tuple[int, bytes]:
     """Return how many records a log holds, and their root. Raises `OSError`."""
     leaves = list(_leaves(log, salt))
     return len(leaves), merkle.root(leaves)
+
+
+def leaves_file(log: Path) -> Path:
+    """Return where the leaves of a log are."""
+    return log.with_name(log.name + LEAVES)
+
+
+def save_leaves(log: Path, evidence: Evidence) -> None:
+    """Keep the leaves of a log that is anchored as it is. Raises `OSError`."""
+    leaves = list(_leaves(log, bytes.fromhex(evidence.salt)))
+    if merkle.root(leaves).hex() != evidence.root:
+        return  # it was changed meanwhile: a check will say so
+    path = leaves_file(log)
+    fresh = path.with_name(path.name + ".new")
+    fresh.write_bytes(b"".join(leaves))
+    fresh.replace(path)
+
+
+def first_difference(log: Path, evidence: Evidence, root: bytes) -> int | None:
+    """Return the first line, counted from 1, that is not as it was anchored under `root`; None if
+    the leaves that were kept cannot say."""
+    try:
+        kept = leaves_file(log).read_bytes()
+    except OSError:
+        return None
+    known = [kept[at : at + LEAF_BYTES] for at in range(0, len(kept), LEAF_BYTES)]
+    if merkle.root(known) != root:
+        return None
+    found = _leaves(log, bytes.fromhex(evidence.salt))
+    pairs = zip_longest(known, found)
+    return next((number for number, (a, b) in enumerate(pairs, 1) if a != b), None)
 
 
 def _leaves(log: Path, salt: bytes) -> Iterator[bytes]:

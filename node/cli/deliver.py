@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from typing import Annotated
 
 import typer
@@ -16,14 +16,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from node.cli.advice import lines_about
 from node.cli.arguments import DEFAULT_CONFIG, ConfigFile, read_study_id
 from node.cli.context import Desk
 from node.cli.failures import UNABLE, USAGE, WRONG, Failure, explained
-from node.cli.fetch import opened_requester
+from node.cli.fetch import opened_requester, told
 from node.cli.output import Json, say, show_json, show_pairs
-from node.cli.signing import meaning_of_code
-from node.exchange.store.errors import StoreError
 from node.exchange.store.opening import open_store
 from node.exchange.transfer.errors import NotPermitted
 from node.gateway.daemon import quota_of
@@ -64,7 +61,7 @@ def deliver(
     A study of another hospital counts as one use of its grant for each PACS. What was interrupted
     goes on by itself; the same again while it is under way only shows how far it is.
     """
-    with explained(as_json):
+    with explained(as_json), told(), _told():
         number, reached = asyncio.run(_deliver(Desk.open(config_file), study_id, to, wait, as_json))
         if as_json:
             show_json({"delivery": number, "to": to, "progress": reached})
@@ -77,20 +74,18 @@ def deliver(
 async def _deliver(
     desk: Desk, study_id: bytes, to: str, wait: bool, quiet: bool
 ) -> tuple[int, Reached]:
-    study = await _study(desk, study_id)
+    study = await summary_of(desk, study_id)
     async with _opened(desk, study_id, to) as (delivers, study_uid):
         if study.custodian != desk.config.institution:
-            await _count_use(desk, study_id, to)
-        try:
-            number = await asyncio.to_thread(delivers.submit, study_uid, to)
-        except UnknownStudy as error:
-            raise Failure(WRONG, str(error)) from error
+            await count_use(desk, study_id, use_token(to))
+        number = await asyncio.to_thread(delivers.submit, study_uid, to)
         if wait:
             return number, await _watch(delivers, number, quiet)
         return number, await asyncio.to_thread(delivers.progress, number)
 
 
-async def _study(desk: Desk, study_id: bytes) -> StudySummary:
+async def summary_of(desk: Desk, study_id: bytes) -> StudySummary:
+    """Return what the ledger says of a study. Raises `Failure` if it says nothing."""
     async with desk.client() as client:
         view = await client.study(study_id)
     if view is None:
@@ -98,19 +93,20 @@ async def _study(desk: Desk, study_id: bytes) -> StudySummary:
     return view.summary
 
 
-async def _count_use(desk: Desk, study_id: bytes, to: str) -> None:
-    """Count the delivery as a use of the grant under which the study came, once for each PACS."""
+async def count_use(desk: Desk, study_id: bytes, token: bytes) -> None:
+    """Count a use of the grant under which the study came, once for each `token`."""
     async with opened_requester(desk) as (requester, _), desk.client() as client:
         query = RequestQuery(institution=desk.config.institution, study_id=study_id, state=RECEIVED)
-        page = await client.requests(query)
-        granted = [request for request in page.requests if request.permitted]
-        if not granted:
-            raise Failure(WRONG, "no grant that this hospital received permits it now")
-        try:
-            await requester.use(granted[0].id, use_token(to))
-        except NotPermitted as error:
-            meaning = meaning_of_code(error.code)
-            raise Failure(WRONG, *lines_about(error.code, meaning), code=error.code) from error
+        refused = NotPermitted("request_unknown")
+        for request in (await client.requests(query)).requests:
+            try:
+                # Even of a grant that is spent: this very use may have been counted before.
+                await requester.use(request.id, token)
+            except NotPermitted as error:
+                refused = error
+            else:
+                return
+        raise refused
 
 
 @asynccontextmanager
@@ -119,29 +115,24 @@ async def _opened(desk: Desk, study_id: bytes, to: str) -> AsyncIterator[tuple[D
     config = desk.config.gateway
     if config is None or desk.config.store is None:
         raise Failure(USAGE, "the config needs [gateway] and [store] to deliver studies")
-    try:
-        ways = ways_of(config)
-        if to not in ways:
-            known = ", ".join(sorted(ways)) or "none"
-            sentence = f"no peer {to} that can be delivered to is in the config; there are: {known}"
-            raise Failure(USAGE, sentence, "give it host and port, or web_url")
-        if not (config.spool_dir / "index.db").exists():
-            raise Failure(UNABLE, f"there is no spool at {config.spool_dir}: start the gateway")
+    ways = ways_of(config)
+    if to not in ways:
+        known = ", ".join(sorted(ways)) or "none"
+        sentence = f"no peer {to} that can be delivered to is in the config; there are: {known}"
+        raise Failure(USAGE, sentence, "give it host and port, or web_url")
+    if not (config.spool_dir / "index.db").exists():
+        raise Failure(UNABLE, f"there is no spool at {config.spool_dir}: start the gateway")
+    with ExitStack() as opened:
         store = await asyncio.to_thread(open_store, desk.config.store)
+        opened.callback(store.close)
         spool = await asyncio.to_thread(Spool, config.spool_dir, quota_of(config))
-        deliveries = open_deliveries(spool)
-    except (WayUnusable, StoreError, SpoolError, DeliveriesUnusable) as error:
-        raise Failure(UNABLE, str(error)) from error
-    try:
+        opened.callback(spool.close)
+        deliveries = opened.enter_context(closing(open_deliveries(spool)))
         holdings = StoreHoldings(store)
         study_uid = await asyncio.to_thread(holdings.add, study_id)
         if study_uid is None:
-            raise Failure(WRONG, "the store does not hold this study whole; fetch it first")
+            raise Failure(WRONG, "the store does not hold this study whole", "fetch it first")
         yield deliverer(deliveries, spool, holdings, ways), study_uid
-    finally:
-        deliveries.close()
-        spool.close()
-        store.close()
 
 
 async def _watch(delivers: Deliverer, number: int, quiet: bool) -> Reached:
@@ -172,6 +163,19 @@ async def _watch(delivers: Deliverer, number: int, quiet: bool) -> Reached:
                     "it goes on by itself once the gateway runs and the PACS answers",
                 )
             await asyncio.sleep(POLL_S)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Say in sentences what can go wrong with the PACS and the files of deliveries."""
+    try:
+        yield
+    except WayUnusable as error:
+        raise Failure(USAGE, str(error)) from error
+    except UnknownStudy as error:
+        raise Failure(WRONG, str(error)) from error
+    except (SpoolError, DeliveriesUnusable) as error:
+        raise Failure(UNABLE, str(error)) from error
 
 
 def _show(number: int, to: str, reached: Reached) -> None:

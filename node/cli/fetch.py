@@ -7,7 +7,7 @@ ledger by the node, and the custodian's gateway by the addresses in the config.
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +26,7 @@ from rich.progress import (
 from node import keys, provision
 from node.cli.advice import lines_about
 from node.cli.arguments import DEFAULT_CONFIG, ConfigFile, read_request_id
+from node.cli.auditing import record
 from node.cli.context import Desk
 from node.cli.failures import UNABLE, USAGE, WRONG, Failure, explained
 from node.cli.output import Json, say, show_json, show_pairs
@@ -35,10 +36,13 @@ from node.exchange.store.errors import StoreError
 from node.exchange.store.opening import open_store
 from node.exchange.store.store import StudyStore
 from node.exchange.transfer.errors import InvalidRecord, NotPermitted, TransferIncomplete
+from node.exchange.transfer.ports import Happening, TransferEvent
 from node.gateway.acting import Acting
+from node.gateway.audit import hearing
 from node.gateway.directory import Directory
 from node.gateway.exchange import KEYS
 from node.gateway.exchange_opening import identity_of, settings_of
+from node.gateway.media_out import MediaUnwritable, check_empty, write_media
 from node.gateway.requester import (
     NotAuthentic,
     NotReady,
@@ -67,6 +71,10 @@ def fetch(
             help="Write the images to this folder, too. That is one use of the grant.",
         ),
     ] = None,
+    media: Annotated[
+        bool,
+        typer.Option("--media", help="With --to: as a medium with a DICOMDIR (IHE PDI)."),
+    ] = False,
     wait_s: Annotated[
         float,
         typer.Option("--wait", min=0, help="Seconds to wait for the grant and the study's key."),
@@ -78,8 +86,12 @@ def fetch(
 
     Run it again after any interruption: what has arrived is not fetched again.
     """
-    with explained(as_json), _told():
-        received = asyncio.run(_fetch(Desk.open(config_file), request_id, wait_s, to, as_json))
+    with explained(as_json), told():
+        if media and to is None:
+            raise Failure(USAGE, "--media says how to write; --to FOLDER says where")
+        write = _write_media if media else _write
+        desk = Desk.open(config_file)
+        received = asyncio.run(_fetch(desk, request_id, wait_s, to, write, as_json))
         if as_json:
             show_json({"received": received, "written_to": to})
             return
@@ -90,14 +102,30 @@ def fetch(
 
 
 async def _fetch(
-    desk: Desk, request_id: bytes, wait_s: float, to: Path | None, quiet: bool
+    desk: Desk,
+    request_id: bytes,
+    wait_s: float,
+    to: Path | None,
+    write: "Callable[[StudyStore, Received, Path, _Watch], None]",
+    quiet: bool,
 ) -> Received:
     async with opened_requester(desk) as (requester, store):
         with _progress(quiet) as watch:
-            received = await requester.fetch(request_id, wait_s=wait_s, watch=watch.show)
+            try:
+                received = await requester.fetch(request_id, wait_s=wait_s, watch=watch.show)
+            except (NotPermitted, NotAuthentic) as error:
+                code = error.code if isinstance(error, NotPermitted) else "not_authentic"
+                event = TransferEvent(Happening.NOT_TAKEN, None, request_id, code)
+                await asyncio.to_thread(record, desk.config, hearing.transferred(event))
+                raise
+            named = received.request_id, received.study_id, received.instances
+            await asyncio.to_thread(record, desk.config, hearing.fetched(*named))
             if to is not None:
-                await requester.use(request_id, _token(to))
-                await asyncio.to_thread(_write, store, received, to, watch)
+                if write is _write_media:
+                    await asyncio.to_thread(check_empty, to)  # before a use is counted
+                await asyncio.to_thread(record, desk.config, hearing.exported(*named))
+                await requester.use(request_id, folder_token(to))
+                await asyncio.to_thread(write, store, received, to, watch)
     return received
 
 
@@ -165,7 +193,7 @@ def _progress(quiet: bool) -> Iterator[_Watch]:
         yield _Watch(progress)
 
 
-def _token(folder: Path) -> bytes:
+def folder_token(folder: Path) -> bytes:
     """Return the name of the use that fills a folder: the same again, since a command that was cut
     off goes on."""
     return hashlib.sha256(str(folder.absolute()).encode()).digest()[:16]
@@ -191,6 +219,17 @@ def _write(store: StudyStore, received: Received, folder: Path, watch: _Watch) -
         new.replace(path)
 
 
+def _write_media(store: StudyStore, received: Received, folder: Path, watch: _Watch) -> None:
+    """Write the study as a file set with a DICOMDIR, whole or not at all."""
+    write_media(
+        store,
+        received.study_id,
+        received.version,
+        folder,
+        lambda done: watch.show(Step("writing", done, received.bytes)),
+    )
+
+
 def _show(received: Received) -> None:
     show_pairs(
         [
@@ -212,8 +251,8 @@ def _show(received: Received) -> None:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """Say in sentences what can go wrong between hospitals."""
+def told() -> Iterator[None]:
+    """Say in sentences what can go wrong between hospitals, and with the store."""
     try:
         yield
     except NotPermitted as error:
@@ -227,6 +266,8 @@ def _told() -> Iterator[None]:
     except TransferIncomplete as error:
         reason = "what has arrived is kept: run the command again"
         raise Failure(UNABLE, str(error), reason) from error
+    except MediaUnwritable as error:
+        raise Failure(WRONG, str(error)) from error
     except (Unreachable, CertificateRefused) as error:
         raise Failure(USAGE, str(error)) from error
     except (StoreError, InvalidRecord) as error:

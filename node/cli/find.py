@@ -15,6 +15,7 @@ import typer
 
 from node import provision
 from node.cli.arguments import DEFAULT_CONFIG, ConfigFile, Purpose, read_digest, words_of
+from node.cli.auditing import record
 from node.cli.context import Desk
 from node.cli.failures import UNABLE, USAGE, Failure, explained
 from node.cli.output import Json, cell, plain, say, show_json, show_pairs, show_table
@@ -29,6 +30,7 @@ from node.exchange.federation.question import LIMIT_MAX, Condition, Kind, Questi
 from node.exchange.federation.route import event_of
 from node.exchange.transfer.holders import Holder
 from node.gateway.acting import Acting
+from node.gateway.audit.hearing import inquired
 from node.gateway.directory import Directory
 from node.gateway.exchange_opening import identity_of, settings_of
 from node.gateway.index import SpoolError
@@ -198,10 +200,11 @@ def _keep(config: NodeConfig, question: Question, found: Findings) -> None:
         event_of(Inquiry.ASKED, name, question, answer) for name, answer in found.answers.items()
     ]
     events += [event_of(Inquiry.ASKED, name, question, None, "silent") for name in found.silent]
+    record(config, *map(inquired, events))
     spool = Spool(config.gateway.spool_dir)
     try:
         for event in events:
-            spool.note(*kept_line(event))
+            spool.note(*kept_line(event), is_audited=True)
     finally:
         spool.close()
 

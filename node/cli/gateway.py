@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -15,12 +16,15 @@ import typer
 import uvloop
 
 from node import provision
+from node.cli import gateway_audit
 from node.cli.arguments import DEFAULT_CONFIG, ConfigFile
+from node.cli.auditing import record
+from node.cli.bars import file_progress
 from node.cli.context import Desk
 from node.cli.failures import UNABLE, USAGE, WRONG, Failure, explained
 from node.cli.gateway_report import show_status, status_of
 from node.cli.notify import notify
-from node.cli.output import Json, say, show_json, show_pairs
+from node.cli.output import Json, say, show_json, show_pairs, show_table
 from node.cli.parent import end_with_parent
 from node.cli.registrar import opened
 from node.config import DicomPeer, GatewayConfig, StoreConfig
@@ -29,22 +33,29 @@ from node.exchange.store.opening import open_store
 from node.exchange.store.store import StudyStore
 from node.gateway import health
 from node.gateway.acting import Acting
+from node.gateway.audit.notes import noted
 from node.gateway.daemon import GatewayRefused, check_files, quota_of, rules_of
 from node.gateway.delivering import dimse_context, web_way
+from node.gateway.dialing import Peer
 from node.gateway.directory import Directory
 from node.gateway.echo import echo
 from node.gateway.exchange_opening import identity_of, settings_of
+from node.gateway.importing import Import, import_folder
 from node.gateway.index import SpoolError
 from node.gateway.knocking import unanswered
 from node.gateway.priority import give_way
 from node.gateway.quiet import log_to_stderr
 from node.gateway.site import Opened, running
 from node.gateway.spool import Spool
+from node.imaging.errors import UnreadableInstance
 from node.keys import KeyFileError
 
 log = logging.getLogger(__name__)
 
+FILES_SHOWN = 50  # of an import, one by one
+
 app = typer.Typer(no_args_is_help=True, help="Receive images, register and store them.")
+app.add_typer(gateway_audit.app, name="audit")
 
 
 @app.command()
@@ -128,6 +139,38 @@ def register_now(config_file: ConfigFile = DEFAULT_CONFIG, as_json: Json = False
             say(f"Taken to be complete: {waiting}.")
 
 
+@app.command(name="import")
+def import_command(
+    folder: Annotated[
+        Path, typer.Argument(help="A disc or stick with a DICOMDIR, or any folder of DICOM files.")
+    ],
+    config_file: ConfigFile = DEFAULT_CONFIG,
+    as_json: Json = False,
+) -> None:
+    """Take in what is on a medium; the gateway registers it. The medium is left as it is.
+
+    With a DICOMDIR: what it names, and what of that is missing is told. Status 1 unless all came.
+    """
+    with explained(as_json), _told():
+        config = _gateway(Desk.open(config_file))
+        spool = Spool(config.spool_dir, quota_of(config), rules_of(config))
+        try:
+            with file_progress("importing", as_json) as show:
+                done = import_folder(folder, spool, show)
+        except UnreadableInstance as error:
+            raise Failure(WRONG, f"the DICOMDIR cannot be used: {error.reason}") from error
+        except ValueError as error:
+            raise Failure(USAGE, str(error)) from error
+        finally:
+            spool.close()
+        if as_json:
+            show_json(asdict(done))
+        else:
+            _show_import(done)
+        if not done.is_whole:
+            raise typer.Exit(WRONG)
+
+
 @app.command()
 def discard(
     name: Annotated[str, typer.Argument(help="Of a file in quarantine, as `status` shows it.")],
@@ -135,14 +178,29 @@ def discard(
     as_json: Json = False,
 ) -> None:
     """Remove one file from quarantine for good."""
-    with explained(as_json), _told(), _spool(Desk.open(config_file)) as (_, spool):
+    with explained(as_json), _told(), _spool(desk := Desk.open(config_file)) as (_, spool):
         if name not in {aside.name for aside in spool.asides()}:
             raise Failure(WRONG, "there is no such file in quarantine")
+        record(desk.config, noted("discarded", "operator", ""))
         spool.discard(name)
         if as_json:
             show_json({"discarded": name})
         else:
             say("It is removed.")
+
+
+def _show_import(done: Import) -> None:
+    say(f"{done.taken} instances are taken, {done.known} were here already.")
+    if done.refused:
+        rows = [(each.file, each.code, each.reason) for each in done.refused[:FILES_SHOWN]]
+        show_table(("refused", "code", "reason"), rows)
+    for file_id in done.missing[:FILES_SHOWN]:
+        say(f"The DICOMDIR names {file_id}, and it is not there.", "yellow")
+    if done.outside:
+        say(f"The DICOMDIR names {done.outside} files outside of the folder: not taken.", "yellow")
+    rest = len(done.refused[FILES_SHOWN:]) + len(done.missing[FILES_SHOWN:])
+    if rest:
+        say(f"And {rest} more; --json has all of them.", "yellow")
 
 
 async def _serve(desk: Desk, *, announce: bool, with_parent: bool) -> None:
@@ -270,7 +328,7 @@ def _try_peer(config: GatewayConfig, peer: DicomPeer) -> str:
     try:
         if peer.host is not None and peer.port is not None:
             tls = dimse_context(config, peer)
-            finding = echo(config.ae_title, peer.ae_title, peer.host, peer.port, tls)
+            finding = echo(config.ae_title, Peer(peer.ae_title, peer.host, peer.port), tls)
             if finding:
                 return finding
         if peer.web_url is not None:

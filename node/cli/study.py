@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from node.cli import custody, deliver, fetch, find, split
+from node.cli import custody, deliver, export, fetch, find, split
 from node.cli.arguments import (
     DEFAULT_CONFIG,
     ConfigFile,
@@ -326,4 +326,5 @@ app.add_typer(custody.app)
 app.add_typer(find.app)
 app.add_typer(fetch.app)
 app.add_typer(deliver.app)
+app.add_typer(export.app)
 app.add_typer(split.app)

@@ -119,6 +119,18 @@ def _gateway(gateway: Mapping[str, Any]) -> Found:
     for index, series in enumerate(apart if isinstance(apart, list) else []):
         if series == {}:
             yield ("gateway", "apart", index), "needs modality or description, or both"
+    yield from _audit(_table(gateway, "audit"))
+
+
+def _audit(audit: Mapping[str, Any]) -> Found:
+    place = ("gateway", "audit")
+    trusts = [name for name in ("trust_file", "server_certificate_file") if name in audit]
+    if "host" in audit:
+        for name in ("certificate_file", "key_file"):
+            if name not in audit:
+                yield (*place, "host"), f"needs {name}: the repository demands a certificate of us"
+        if len(trusts) != 1:
+            yield (*place, "host"), "needs trust_file or server_certificate_file, one of them"
 
 
 def _dicom_peers(gateway: Mapping[str, Any], *, has_tls: bool) -> Found:

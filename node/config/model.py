@@ -195,6 +195,22 @@ class WebConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AuditConfig:
+    """The gateway's audit trail, and the audit repository that it is sent to by syslog over TLS."""
+
+    folder: ResolvedPath | None = None  # the spool's "audit" if not given
+    bytes_max: StorageBytes = 10 * 2**30  # beyond it the oldest that the repository has goes
+    segment_bytes_max: StorageBytes = 8 * 2**20  # one file; the unit of anchoring
+    study_uids: Flag = False  # name studies by their UIDs, too, in records and messages
+    host: Host | None = None  # of the repository; nothing is sent without
+    port: Port = 6_514  # RFC 5425
+    certificate_file: ResolvedPath | None = None  # ours, PEM: the repository demands one
+    key_file: ResolvedPath | None = None
+    trust_file: ResolvedPath | None = None  # PEM; who signs the repository's certificate
+    server_certificate_file: ResolvedPath | None = None  # or the very one, whatever its name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ApartSeries:
     """Series that become studies of the ledger by themselves: all that is given must hold."""
 
@@ -226,6 +242,7 @@ class GatewayConfig:
     niceness: Annotated[int, Field(strict=True, ge=0, le=19)] = 10
     limits: GatewayLimits = field(default_factory=GatewayLimits)
     web: WebConfig | None = None
+    audit: AuditConfig = field(default_factory=AuditConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

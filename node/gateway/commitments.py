@@ -10,18 +10,18 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from ssl import SSLContext
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 from pydicom.dataset import Dataset
-from pynetdicom import AE, build_role, evt
+from pynetdicom import AE, build_context, build_role, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse_messages import N_ACTION_RSP
 
 from node.gateway.closing import retry_after
+from node.gateway.dialing import Dialer, NotReached, Peer
 from node.gateway.index import Promise, SpoolError
 from node.gateway.spool import Spool
 from node.gateway.tls import client_context
@@ -39,16 +39,6 @@ _ALL_HELD, _SOME_FAILED = 1, 2
 _UID_CHARACTERS_MAX = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """A DICOM application that may send to us."""
-
-    ae_title: str
-    host: str | None = None
-    port: int | None = None
-    trust: str | None = None  # PEM of the certificates that it may show, with TLS
-
-
 class Commitments:
     """Takes requests and reports on them."""
 
@@ -59,8 +49,10 @@ class Commitments:
         ae_title: str,
         certificate_file: str | None = None,
         key_file: str | None = None,
+        dialer: Dialer | None = None,
     ) -> None:
         self._spool, self._peers, self._ae_title = spool, peers, ae_title
+        self._dialer = dialer or Dialer()
         self._files = certificate_file, key_file
         self._waiting: WeakKeyDictionary[Association, list[int]] = WeakKeyDictionary()
         self._answered: WeakSet[Association] = WeakSet()
@@ -152,19 +144,13 @@ class Commitments:
         """Open an association to the peer, in the role of the provider, and report there."""
         ae = AE(ae_title=self._ae_title)
         ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ae.connection_timeout = 20
-        ae.add_requested_context(PUSH_MODEL)
+        secure = (lambda: self.context(peer)) if self._files[0] else None
+        roles = [build_role(PUSH_MODEL, scp_role=True)]
+        contexts = [build_context(PUSH_MODEL)]
         try:
-            association = ae.associate(
-                peer.host or "",
-                peer.port or 0,
-                ae_title=peer.ae_title,
-                ext_neg=[build_role(PUSH_MODEL, scp_role=True)],
-                tls_args=(self.context(peer), peer.host or "") if self._files[0] else None,
-            )
-        except (OSError, RuntimeError) as error:  # no such host, no certificate, no thread
-            log.warning("peer cannot be called error=%s", type(error).__name__)
-            return False
-        if not association.is_established:
+            association = self._dialer.dial(ae, peer, contexts, secure, ext_neg=roles)
+        except NotReached as error:
+            log.warning("peer cannot be called peer=%s code=%s", peer.ae_title, error.code)
             return False
         try:
             return self._report(association, promise)

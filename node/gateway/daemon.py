@@ -11,6 +11,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,31 @@ from node.config.model import DicomPeer, GatewayConfig
 from node.exchange.federation.ports import FederationEvent
 from node.exchange.store.errors import StoreError
 from node.exchange.store.store import StudyStore
+from node.gateway.audit.acts import Act
+from node.gateway.audit.auditor import (
+    Auditor,
+    folder_of,
+    limits_of,
+    open_trail,
+    sender_of,
+    sending,
+)
+from node.gateway.audit.errors import TrailUnusable
 from node.gateway.closing import Rules
-from node.gateway.commitments import Peer
 from node.gateway.deliver import Given
 from node.gateway.deliveries import DeliveriesUnusable
 from node.gateway.delivering import WayUnusable, deliverer, open_deliveries, ways_of
+from node.gateway.dialing import Dialer, Peer
 from node.gateway.front import Front, FrontRules
 from node.gateway.holdings import StoreHoldings
 from node.gateway.index import SpoolError
 from node.gateway.inquiries import kept_line
-from node.gateway.intake import Intake
+from node.gateway.intake import Intake, Kept
 from node.gateway.keeping import Keeper
 from node.gateway.link import DimseAccess, Lender
 from node.gateway.receiver import Receiving
 from node.gateway.scp import Settings
-from node.gateway.spool import Quota, Spool
+from node.gateway.spool import Quota, Spool, reference
 from node.gateway.tls import server_context
 from node.gateway.watch import Watch
 from node.gateway.web.server import WebServer
@@ -76,8 +87,10 @@ class Parts:
     store: StudyStore
     # Whether a study (id, 16 bytes) is this hospital's own or granted to it now.
     may_show: Callable[[bytes], bool] = lambda _: True
-    # Whether its no is the ledger's, and not only for want of an answer.
-    is_certain: Callable[[], bool] = lambda: True
+    # The same for a delivery that was counted as a use.
+    may_deliver: Callable[[bytes], bool] = lambda _: True
+    # The number of the last look at the ledger by which those two answer; see `Deliverer`.
+    as_of: Callable[[], int | None] | None = None
     # Told of each study (id) of which a version came into the store, in the event loop.
     on_kept: Callable[[bytes], None] = lambda _: None
 
@@ -88,22 +101,34 @@ class Gateway:
     def __init__(self, parts: Parts, *, log_level: int = logging.INFO) -> None:
         """Raises `GatewayRefused` for settings and files that cannot be used."""
         config = self._config = parts.config
+        self._is_started = False
         self._parts, self.store = parts, parts.store
         self.registered = self.stored = 0  # versions, since the start
         rules = rules_of(config)
         try:
-            self.spool = Spool(config.spool_dir, quota_of(config), rules)
+            self._trail = open_trail(config)
+            self._sending = sending(sender_of(config, parts.signer.institution))
+            self.spool = Spool(config.spool_dir, quota_of(config), rules, trail=self._trail)
             tls, pins, trusts = _trust(config)
-            ways = ways_of(config)
+            ways = ways_of(config, Dialer(self.spool.note))
             self.deliveries = open_deliveries(self.spool)
-        except (SpoolError, WayUnusable, DeliveriesUnusable) as error:
+        except (SpoolError, WayUnusable, DeliveriesUnusable, TrailUnusable) as error:
             raise GatewayRefused(str(error)) from error
+        except OSError as error:
+            raise GatewayRefused(f"[gateway.audit]: {error.strerror or error}") from error
         settings = _settings(config, trusts, log_level)
         self.holdings = StoreHoldings(parts.store, parts.may_show)
+        auditor = self.auditor = Auditor(self._trail, self.holdings.ids_of)
         self.deliverer = deliverer(
-            self.deliveries, self.spool, self.holdings, ways, self._delivered, parts.is_certain
+            self.deliveries,
+            self.spool,
+            self.holdings.judged_by(parts.may_deliver),
+            ways,
+            self._delivered,
+            parts.as_of,
+            auditor.delivering,
         )
-        lender = Lender(self.holdings, self._given_out)
+        lender = Lender(self.holdings, self._given_out, may_give=auditor.retrieving)
         self.receiving = Receiving(settings, self._report, lender)
         known = {peer.ae_title: pins.get(peer.ae_title) for peer in config.peers}
         self.front = Front(_front_rules(config, known), self.receiving.hand, self._report, tls)
@@ -114,12 +139,12 @@ class Gateway:
             self._register,
             keeper,
             PASSING,
-            on_kept=lambda kept: self._kept(kept.study_id),
+            on_kept=self._kept,
         )
         self.web: WebServer | None = None
         try:
             if config.web is not None:
-                self.web = WebServer(config.web, self.holdings, self.spool)
+                self.web = WebServer(config.web, self.holdings, self.spool, auditor)
         except ValueError as error:
             raise GatewayRefused(f"[gateway.web]: {error}") from error
 
@@ -128,6 +153,8 @@ class Gateway:
         """Serve while the context lasts; ends it when a part fails. Raises `GatewayRefused`."""
         try:
             await asyncio.to_thread(self.spool.recover)
+            await asyncio.to_thread(self.auditor.tell, Act("started"))
+            self._is_started = True
             await asyncio.to_thread(self.holdings.refresh)
             await self._open_door()
             async with asyncio.TaskGroup() as group:
@@ -141,7 +168,12 @@ class Gateway:
             await self.front.stop()
             await self.receiving.stop()
             self.deliveries.close()
+            await self.auditor.settled()
+            if self._is_started:  # not if the folder is another gateway's
+                await asyncio.to_thread(self.auditor.tell, Act("stopped"))
+            self.auditor.close()
             self.spool.close()
+            self._trail.close()
 
     async def _open_door(self) -> None:
         config = self._config
@@ -163,7 +195,7 @@ class Gateway:
         log.info("gateway listens port=%d ae_title=%s", self.front.port, config.ae_title)
 
     def _work(self) -> list[Coroutine[Any, Any, None]]:
-        work = [self.intake.run(), self.deliverer.run()]
+        work = [self.intake.run(), self.deliverer.run(), *self._sending]
         if self._config.watch_dir is not None:
             watch = Watch(self._config.watch_dir, self.spool)
             work.append(watch.run())
@@ -176,10 +208,19 @@ class Gateway:
         self.registered += sum(each.is_done and each.submitted is not None for each in done.studies)
         return done
 
-    def _kept(self, study_id: bytes) -> None:
+    def _kept(self, kept: Kept) -> None:
         self.stored += 1
-        self.list_study(study_id)
-        self._parts.on_kept(study_id)
+        self.auditor.tell_later(
+            Act(
+                "registered",
+                studies=(kept.study_id,),
+                version=kept.version,
+                instances=kept.instances,
+                arriving=reference(kept.study),
+            )
+        )
+        self.list_study(kept.study_id)
+        self._parts.on_kept(kept.study_id)
 
     def list_study(self, study_id: bytes) -> None:
         """Let searches find a study that came into the store.
@@ -206,14 +247,16 @@ class Gateway:
         if not done.cancelled() and done.exception() is None and done.result():
             self._parts.on_kept(study_id)
 
-    def shown_study(self, study_id: bytes) -> str | None:
-        """List a study that came; return its UID, None if it may not be shown. Waits for disks."""
+    def deliverable(self, study_id: bytes) -> str | None:
+        """List a study that came; return its UID, None if it may not be delivered now. Waits for
+        disks."""
         uid = self.holdings.add(study_id)
-        return uid if self._parts.may_show(study_id) else None
+        return uid if self._parts.may_deliver(study_id) else None
 
     def forget(self, study_id: bytes) -> None:
         """Let go of a study that is erased: it is not listed, and neither the spool nor the vault
         have anything of it. Waits for the disk."""
+        self.auditor.tell(Act("erased", studies=(study_id,)))
         uid = self.holdings.remove(study_id)
         self._parts.vault.delete_study(study_id)
         if uid is not None and not self._parts.vault.parts(uid):  # other parts go on with it
@@ -222,23 +265,27 @@ class Gateway:
 
     def inquired(self, event: FederationEvent) -> None:
         """Keep a question between hospitals as an event. Called in the event loop."""
-        self._report(*kept_line(event))
+        self.auditor.inquired(event)
+        self._report(*kept_line(event), is_audited=True)
 
     def _delivered(self, given: Given) -> None:
         """Keep what was delivered as an event. Called in threads."""
+        self.auditor.delivered(given)
         code = given.code or f"delivered {given.instances}"
-        self.spool.note("delivered", given.target, code)
+        self.spool.note("delivered", given.target, code, is_audited=True)
 
     def _given_out(self, access: DimseAccess) -> None:
         """Keep a retrieval, or a query that was refused, as an event. Called in threads."""
+        self.auditor.given_out(access)
         if access.instances or access.code:
             code = access.code or f"{access.action.value} {access.instances}"
-            self.spool.note("given_out", access.calling, code)
+            self.spool.note("given_out", access.calling, code, is_audited=True)
 
-    def _report(self, kind: str, source: str, code: str) -> None:
+    def _report(self, kind: str, source: str, code: str, *, is_audited: bool = False) -> None:
         """Keep an event, off the event loop since it waits for the disk."""
         loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(None, self.spool.note, kind, source, code)
+        note = partial(self.spool.note, kind, source, code, is_audited=is_audited)
+        future = loop.run_in_executor(None, note)
         future.add_done_callback(_tell_failure)
 
 
@@ -287,6 +334,8 @@ def _settings(config: GatewayConfig, trusts: dict[str, str], log_level: int) -> 
         certificate_file=None if certificate is None else str(certificate),
         key_file=None if key is None else str(key),
         log_level=log_level,
+        audit=str(folder_of(config)),
+        audit_limits=asdict(limits_of(config.audit)),
     )
 
 

@@ -31,6 +31,7 @@ ATTEMPTS_MAX = 200  # some sixteen hours
 PIECE_BYTES = 1 << 20
 POLL_SECONDS = 2.0
 _AT_END = frozenset({Stage.VERIFIED, Stage.FOUND, Stage.ALTERED})
+_WITHHELD = "withheld"
 # The image is the one that was sent; the PACS may have left private elements out.
 _DELIVERED = INTACT | {Verdict.PRIVATE}
 
@@ -74,15 +75,21 @@ class Deliverer:
         folder: Path,
         *,
         audit: Callable[[Given], None],
-        is_certain: Callable[[], bool] = lambda: True,
+        as_of: Callable[[], int | None] | None = None,
+        may_begin: Callable[[Given], bool] = lambda given: True,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         """`folder` takes one instance at a time while it is compared; it is made for us alone.
 
-        `is_certain`: whether what is withheld now is so for good, or only until somebody is asked.
+        `as_of` has what may be given out looked at anew, and returns the number of the last such
+        look, None while nothing is known. What is withheld has to be so by two looks: after a
+        start, or without its node, a gateway knows of no grant. Without `as_of` one is enough.
+        `may_begin` is asked before each attempt that sends: with False it waits.
         """
-        self._is_certain = is_certain
+        self._as_of = as_of
+        self._withheld: dict[int, int] = {}  # by which look a delivery was withheld first
         self._deliveries, self._holdings, self._targets = deliveries, holdings, targets
+        self._may_begin = may_begin
         self._folder, self._audit, self._now_ms = folder, audit, now_ms
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -140,21 +147,31 @@ class Deliverer:
         except OSError as error:
             return self._later(delivery, f"the store cannot be read: {type(error).__name__}")
         if study is None:
-            return self._withheld(delivery)
+            return self._withhold(delivery)
         attempt = _Attempt(self._deliveries, delivery, study, self._holdings, self._folder)
         if attempt.lacks_some:
-            return self._withheld(delivery)
+            return self._withhold(delivery)
+        given = Given(delivery.target, delivery.study_uid, 0, "")
+        if attempt.has_left and not self._may_begin(given):
+            return self._later(delivery, "it cannot be audited now")
         try:
             attempt.send(ways)
             attempt.verify(ways)
         except Withheld:
-            return self._withheld(delivery, attempt.given)
+            return self._withhold(delivery, attempt.given)
         except Unreachable as error:
             return self._later(delivery, str(error), attempt.given)
         except OSError as error:
             reason = f"the store or the disk fails: {type(error).__name__}"
             return self._later(delivery, reason, attempt.given)
         return self._settle(delivery, attempt.given)
+
+    def _withhold(self, delivery: Delivery, given: int = 0) -> bool:
+        look = None if self._as_of is None else self._as_of()
+        first = None if look is None else self._withheld.setdefault(delivery.number, look)
+        if self._as_of is None or (look is not None and look != first):
+            return self._end(delivery, State.FAILED, _WITHHELD, given)
+        return self._later(delivery, _WITHHELD, given)
 
     def _settle(self, delivery: Delivery, given: int) -> bool:
         stages = self._deliveries.stages(delivery.number)
@@ -169,14 +186,9 @@ class Deliverer:
         why = f"refused: {refused[0]}" if refused else "not in the PACS after it was sent"
         return self._later(delivery, f"{missing} instances: {why}", given)
 
-    def _withheld(self, delivery: Delivery, given: int = 0) -> bool:
-        """End a delivery of what may not be given; at a start, and without the node, wait."""
-        if self._is_certain():
-            return self._end(delivery, State.FAILED, "withheld", given)
-        return self._later(delivery, "the ledger was not asked yet whether it may be given", given)
-
     def _end(self, delivery: Delivery, state: State, reason: str, given: int = 0) -> bool:
         self._deliveries.end(delivery.number, state, reason)
+        self._withheld.pop(delivery.number, None)
         log.info(
             "delivery ended number=%d target=%s state=%s reason=%s",
             delivery.number,
@@ -191,6 +203,8 @@ class Deliverer:
     def _later(self, delivery: Delivery, reason: str, given: int = 0) -> bool:
         if delivery.attempts + 1 >= ATTEMPTS_MAX:
             return self._end(delivery, State.FAILED, reason, given)
+        if reason != _WITHHELD:
+            self._withheld.pop(delivery.number, None)
         delay_ms = retry_after(delivery.attempts)
         self._deliveries.later(delivery.number, self._now_ms() + delay_ms, reason)
         log.warning(
@@ -224,6 +238,12 @@ class _Attempt:
         # What was to be delivered may not be ours to give any more.
         self.lacks_some = len(self._instances) != len(self._places)
         self.given = 0
+
+    @property
+    def has_left(self) -> bool:
+        """Whether something is still to be sent."""
+        stages = self._stages()
+        return any(stages.get(uid) in (None, Stage.REFUSED) for uid in self._places)
 
     def send(self, ways: Iterable[Way]) -> None:
         """Send what the PACS has not taken yet: by the first way, what it refuses by the next."""

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from node.config.model import DicomPeer, GatewayConfig
-from node.gateway.commitments import Peer
 from node.gateway.deliver import Deliverer, Given
 from node.gateway.deliveries import Deliveries
+from node.gateway.dialing import Dialer, Peer
 from node.gateway.holdings import Holdings
 from node.gateway.pacs import DimsePacs
 from node.gateway.spool import Spool
@@ -23,7 +23,7 @@ class WayUnusable(Exception):
     """A file that the way to a PACS needs cannot be used; the text says which and why."""
 
 
-def ways_of(config: GatewayConfig) -> dict[str, list[Way]]:
+def ways_of(config: GatewayConfig, dialer: Dialer | None = None) -> dict[str, list[Way]]:
     """Return the ways to each peer that can be delivered to, by AE title: C-STORE before STOW-RS.
 
     Reads certificates and tokens. Raises `WayUnusable`.
@@ -33,8 +33,9 @@ def ways_of(config: GatewayConfig) -> dict[str, list[Way]]:
         ways: list[Way] = []
         try:
             if peer.host is not None and peer.port is not None:
+                tls = dimse_context(config, peer)
                 address = Peer(peer.ae_title, peer.host, peer.port)
-                ways.append(DimsePacs(address, config.ae_title, dimse_context(config, peer)))
+                ways.append(DimsePacs(address, config.ae_title, tls, dialer))
             if peer.web_url is not None:
                 ways.append(web_way(config, peer))
         except (OSError, ValueError, KeyFileError) as error:
@@ -93,11 +94,14 @@ def deliverer(
     holdings: Holdings,
     ways: Mapping[str, list[Way]],
     audit: Callable[[Given], None] = lambda given: None,
-    is_certain: Callable[[], bool] = lambda: True,
+    as_of: Callable[[], int | None] | None = None,
+    may_begin: Callable[[Given], bool] = lambda given: True,
 ) -> Deliverer:
-    """Return what delivers to `ways`."""
+    """Return what delivers to `ways`. `as_of` is that of `Deliverer`."""
     folder = spool.folder / FOLDER
-    return Deliverer(deliveries, holdings, ways, folder, audit=audit, is_certain=is_certain)
+    return Deliverer(
+        deliveries, holdings, ways, folder, audit=audit, as_of=as_of, may_begin=may_begin
+    )
 
 
 def _trust(config: GatewayConfig, peer: DicomPeer) -> str:

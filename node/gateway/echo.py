@@ -2,28 +2,29 @@
 
 from ssl import SSLContext
 
-from pynetdicom import AE
+from pynetdicom import AE, build_context
+
+from node.gateway.dialing import Dialer, NotReached, Peer
 
 TIMEOUT_SECONDS = 10
 _VERIFICATION = "1.2.840.10008.1.1"
 
 
-def echo(
-    own_title: str, peer_title: str, host: str, port: int, tls: SSLContext | None = None
-) -> str:
-    """Return why the peer does not answer, or "". `tls` secures the connection."""
+def echo(own_title: str, peer: Peer, tls: SSLContext | None = None) -> str:
+    """Return why the peer, which has host and port, does not answer, or "".
+
+    `tls` secures the connection.
+    """
     ae = AE(ae_title=own_title)
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = TIMEOUT_SECONDS
     ae.connection_timeout = TIMEOUT_SECONDS
-    ae.add_requested_context(_VERIFICATION)
+    secure = None if tls is None else lambda: tls
     try:
-        association = ae.associate(
-            host, port, ae_title=peer_title, tls_args=None if tls is None else (tls, host)
-        )
-    except OSError as error:
-        return f"{host}: {error.strerror}"
-    if not association.is_established:
-        return f"{host}:{port} does not accept an association of {own_title}"
-    answer = association.send_c_echo()
-    association.release()
+        association = Dialer().dial(ae, peer, [build_context(_VERIFICATION)], secure)
+        answer = association.send_c_echo()
+        association.release()
+    except NotReached as error:
+        return str(error)
+    except (RuntimeError, ValueError):  # the association has ended, or is for something else
+        return "does not answer an echo"
     return "" if answer.get("Status") == 0 else "does not answer an echo"

@@ -21,7 +21,7 @@ from node.exchange.store.store import StudyStore
 from node.exchange.transfer.errors import NotPermitted, TransferIncomplete
 from node.exchange.transfer.holders import Identity
 from node.exchange.transfer.limits import ClientLimits, ServerLimits
-from node.exchange.transfer.ports import Report, TransferEvent
+from node.exchange.transfer.ports import Admit, Happening, Report, TransferEvent
 from node.exchange.transfer.server import ExchangeServer
 from node.exchange.transfer.state import Deliveries
 from node.gateway.acting import PASSING, Acting
@@ -94,17 +94,20 @@ class Exchange:
         settings: ExchangeSettings,
         *,
         report: Report | None = None,
+        admit: Admit | None = None,
         on_received: Callable[[Received], None] = lambda received: None,
         on_erased: Callable[[bytes], None] = lambda study_id: None,
         on_inquiry: Callable[[FederationEvent], None] | None = None,
         stretch: bool = True,
     ) -> None:
-        """`report` gets what is to be audited of the server, in the event loop; `on_inquiry`
-        questions of other hospitals, and conflicts they found; `on_received` each study that came
+        """`report` gets what is to be audited of the server, in the event loop, and `admit` is
+        awaited before anything leaves, as by `ExchangeServer`; `on_inquiry` questions of
+        other hospitals, and conflicts they found; `on_received` each study that came
         by itself; `on_erased`, in a thread, each that is erased on the ledger.
         Raises `OSError`, `CertificateRefused`."""
         self._given, self._settings = given, settings
         self._on_received, self._on_erased = on_received, on_erased
+        self._report = report or _told
         inquired = on_inquiry or _inquired
         acting, folder = given.acting, settings.folder
         self.events = LedgerEvents(acting.client)
@@ -138,7 +141,8 @@ class Exchange:
             StoreChunks(given.store),
             deliveries,
             limits=settings.server,
-            report=report or _told,
+            report=self._report,
+            admit=admit,
             posts=(self.finding.post, conflict_post(acting, inquired)),
         )
         self._fetching: Backlog[bytes] = Backlog("fetch", self._fetch, at_once=2)
@@ -244,6 +248,8 @@ class Exchange:
             received = await self.requester.fetch(request_id)
         except (NotPermitted, NotAuthentic) as error:
             log.error("a study was not taken request=%s: %s", request_id.hex(), error)
+            code = error.code if isinstance(error, NotPermitted) else "not_authentic"
+            self._report(TransferEvent(Happening.NOT_TAKEN, None, request_id, code))
             return True
         except (TransferIncomplete, NotReady, Unreachable, StoreError) as error:
             log.warning("a fetch waits request=%s: %s", request_id.hex(), error)

@@ -226,6 +226,7 @@ class Front:
         for (peer, code), count in self._told.items():
             if count > 1:
                 log.warning("connections refused peer=%s code=%s count=%d", peer, code, count)
+                self._report("association_refused", peer, f"{code} {count} times in a minute")
         self._told.clear()
 
 

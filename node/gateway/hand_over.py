@@ -43,7 +43,7 @@ class HandOver:
         list_study: Callable[[bytes], str | None],
     ) -> None:
         """`targets` are the PACS that take everything; `list_study` waits for the disk, and returns
-        the Study Instance UID of what may be shown, None for a study that may not."""
+        the Study Instance UID of what may be delivered, None for what may not."""
         self._acting, self._requester, self._deliverer = acting, requester, deliverer
         self._targets, self._list_study = targets, list_study
         self.backlog: Backlog[bytes] = Backlog("hand over", self._work)
@@ -64,7 +64,8 @@ class HandOver:
                 self.backlog.add(received.id)
             return True
         request = await self._acting.client.request(request_id)
-        if request is None or not request.permitted:
+        # Not `permitted`: the last use may be counted already, and its delivery not yet begun.
+        if request is None or not request.in_force:
             return True
         study_uid = await asyncio.to_thread(self._list_study, request.study_id)
         if study_uid is None:

@@ -4,6 +4,7 @@
 Its methods wait for disks: they are called in threads, several at once.
 """
 
+import copy
 import io
 import logging
 import threading
@@ -180,6 +181,12 @@ class StoreHoldings:
         self._kept: OrderedDict[bytes, HeldStudy] = OrderedDict()
         self._joined: dict[str, tuple[frozenset[bytes], StudyRow]] = {}
 
+    def judged_by(self, may_show: Callable[[bytes], bool]) -> "StoreHoldings":
+        """Return the same holdings under another rule of what may be given out."""
+        other = copy.copy(self)
+        other._may_show = may_show
+        return other
+
     def refresh(self) -> int:
         """Read the indices of all studies; return how many there are. Slow: seconds a thousand."""
         ids = list(self._store.studies())
@@ -198,6 +205,8 @@ class StoreHoldings:
             if not self._store.is_complete(study_id):
                 return None
             index = self._store.index(study_id)
+        except StudyUnknown:
+            return None
         except StoreError as error:
             log.error("a study cannot be listed: its index is %s", type(error).__name__)
             return None
@@ -221,6 +230,11 @@ class StoreHoldings:
             if row is not None:
                 self._joined.pop(row.uid, None)
         return None if row is None else row.uid
+
+    def ids_of(self, uid: str) -> list[bytes]:
+        """Return the ids on the ledger of what is listed under a Study Instance UID."""
+        with self._lock:
+            return [study_id for study_id, row in self._listed.items() if row.uid == uid]
 
     def studies(self) -> Sequence[StudyRow]:
         with self._lock:

@@ -18,7 +18,7 @@ from typing import Protocol
 from node.gateway import closing
 from node.gateway.closing import Rules
 from node.gateway.index import Gathering, SpoolError
-from node.gateway.spool import Spool
+from node.gateway.spool import Spool, reference
 from node.imaging.errors import UnreadableInstance
 from node.imaging.manifest import Manifest
 from node.studies import Registration, Registrations
@@ -43,6 +43,8 @@ class Kept:
 
     study_id: bytes  # 16 bytes
     version: int
+    instances: int
+    study: bytes  # under which the spool's index knows it, 32 bytes
 
 
 class Intake:
@@ -111,7 +113,8 @@ class Intake:
     async def _keep(self, study: Gathering, manifest: Manifest) -> None:
         if self._keeper is not None:
             await asyncio.to_thread(self._store, self._keeper, study, manifest)
-        self._on_kept(Kept(manifest.study_id, manifest.version))
+        instances = len(manifest.instances)
+        self._on_kept(Kept(manifest.study_id, manifest.version, instances, study.study))
         log.info(
             "study version kept study=%s version=%d instances=%d",
             manifest.study_id.hex(),
@@ -146,7 +149,7 @@ class Intake:
         delay_ms = closing.retry_after(study.attempts)
         log.warning(
             "study waits ref=%s attempts=%d retry_ms=%d reason=%s",
-            study.study.hex()[:12],
+            reference(study.study),
             study.attempts + 1,
             delay_ms,
             reason,

@@ -57,7 +57,8 @@ class DimseAccess:
 
 
 class Refusal(Exception):
-    """The parent refuses: `code` is invalid, too_broad, withheld, unreadable, or broken."""
+    """The parent refuses: `code` is invalid, too_broad, withheld, unreadable, not_recorded or
+    broken."""
 
     def __init__(self, code: str, sentence: str) -> None:
         super().__init__(sentence)
@@ -76,15 +77,17 @@ class Selected:
 
 
 class Lender:
-    """The parent's side. `on_access` is called in threads, once for each query or retrieval."""
+    """The parent's side. `on_access` is called in threads, once for each query or retrieval;
+    `may_give` before the first instance of a retrieval goes out: with False none does."""
 
     def __init__(
         self,
         holdings: Holdings,
         on_access: Callable[[DimseAccess], None],
         bounds: Bounds | None = None,
+        may_give: Callable[[DimseAccess], bool] = lambda _: True,
     ) -> None:
-        self._holdings, self._on_access = holdings, on_access
+        self._holdings, self._on_access, self._may_give = holdings, on_access, may_give
         self._bounds = bounds or Bounds()
         self._turns = threading.BoundedSemaphore(CONNECTIONS_MAX)
 
@@ -120,7 +123,8 @@ class Lender:
         try:
             with connection:
                 connection.settimeout(IDLE_SECONDS)
-                _Turn(connection, self._holdings, self._bounds, self._on_access).run()
+                given = self._bounds, self._on_access, self._may_give
+                _Turn(connection, self._holdings, *given).run()
         except (OSError, EOFError):
             log.debug("a query or retrieval was broken off")
         finally:
@@ -136,9 +140,10 @@ class _Turn:
         holdings: Holdings,
         bounds: Bounds,
         on_access: Callable[[DimseAccess], None],
+        may_give: Callable[[DimseAccess], bool],
     ) -> None:
         self._connection, self._holdings, self._bounds = connection, holdings, bounds
-        self._on_access = on_access
+        self._on_access, self._may_give = on_access, may_give
         self._action, self._calling, self._destination = Action.SEARCH, "", ""
         self._chosen: list[HeldInstance] = []
         self._given = 0
@@ -186,6 +191,9 @@ class _Turn:
         except OSError:
             self._refuse("unreadable", "the store cannot be read now")
             return
+        if self._chosen and not self._may_give(self._access()):
+            self._refuse("not_recorded", "it cannot be audited now, so nothing is given")
+            return
         rows = [[i.sop_class, i.sop_uid, i.syntax, i.size] for i in self._chosen]
         _send(self._connection, ["instances", rows])
         while True:
@@ -231,11 +239,12 @@ class _Turn:
         _send(self._connection, ["no", code, sentence])
 
     def _record(self) -> None:
+        self._on_access(self._access())
+
+    def _access(self) -> DimseAccess:
         studies = tuple(dict.fromkeys(instance.study_uid for instance in self._chosen))
-        self._on_access(
-            DimseAccess(
-                self._action, self._calling, self._destination, self._code, self._given, studies
-            )
+        return DimseAccess(
+            self._action, self._calling, self._destination, self._code, self._given, studies
         )
 
 

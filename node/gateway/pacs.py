@@ -17,8 +17,8 @@ from pynetdicom.association import Association
 from pynetdicom.dsutils import create_file_meta
 
 from node.gateway import sending
-from node.gateway.commitments import Peer
 from node.gateway.dataset_bytes import skip_meta
+from node.gateway.dialing import PDU_BYTES, Dialer, NotReached, Peer
 from node.gateway.holdings import HeldInstance
 from node.gateway.sending import Kind, NotSent, Outgoing
 from node.gateway.ways import NotOffered, OnFetched, OnSent, Read, Unreachable
@@ -34,9 +34,17 @@ _BUSY = range(0xA700, 0xA800)
 class DimsePacs:
     """A PACS that is a DICOM peer."""
 
-    def __init__(self, peer: Peer, own_title: str, tls: SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        peer: Peer,
+        own_title: str,
+        tls: SSLContext | None = None,
+        dialer: Dialer | None = None,
+    ) -> None:
         """`peer` has host and port; `tls` secures the connections, None leaves them in clear."""
-        self._peer, self._own_title, self._tls = peer, own_title, tls
+        self._peer, self._own_title = peer, own_title
+        self._secure = None if tls is None else lambda: tls
+        self._dialer = dialer or Dialer()
 
     def send(self, instances: Sequence[HeldInstance], read: Read, on_sent: OnSent) -> None:
         """See `Way`. Nagle's algorithm is off and PDUs have 128 KiB where the PACS takes them."""
@@ -119,18 +127,14 @@ class DimsePacs:
 
     @contextmanager
     def _associated(self, contexts: Sequence[Any], **options: Any) -> Iterator[Association]:
-        peer = self._peer
         ae = AE(ae_title=self._own_title)
         ae.acse_timeout = ae.connection_timeout = 20
         ae.dimse_timeout = ae.network_timeout = _TIMEOUT_SECONDS
-        ae.maximum_pdu_size = sending.PDU_BYTES
-        tls = None if self._tls is None else (self._tls, peer.host or "")
-        host, port = peer.host or "", peer.port or 0
-        association = sending.associate(
-            ae, host, port, peer.ae_title, contexts, tls_args=tls, **options
-        )
-        if not association.is_established:
-            raise Unreachable("no association: the PACS is not there, or does not list us")
+        ae.maximum_pdu_size = PDU_BYTES
+        try:
+            association = self._dialer.dial(ae, self._peer, contexts, self._secure, **options)
+        except NotReached as error:
+            raise Unreachable(f"no association: {error}") from error
         try:
             yield association
         finally:

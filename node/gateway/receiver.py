@@ -77,14 +77,14 @@ class Receiving:
                 "-m",
                 "node.gateway.scp",
                 *(str(each.fileno()) for each in passed),
-                stdin=asyncio.subprocess.DEVNULL,
+                stdin=asyncio.subprocess.PIPE,
                 pass_fds=[each.fileno() for each in passed],
                 env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
             )
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(START_SECONDS):
-                await loop.sock_sendall(ours, self._settings.encode())
+                await _tell(self._process, self._settings.encode())
                 if await loop.sock_recv(ours, len(READY)) != READY:
                     raise ConnectionError("the receiving process ended at its start")
         except BaseException:
@@ -123,3 +123,12 @@ class Receiving:
         except TimeoutError:
             process.kill()
             await process.wait()
+
+
+async def _tell(process: asyncio.subprocess.Process, message: bytes) -> None:
+    """Write all of the standard input of a process. Raises `OSError`."""
+    if process.stdin is None:
+        raise ConnectionError("the receiving process has no standard input")
+    process.stdin.write(message)
+    await process.stdin.drain()
+    process.stdin.close()

@@ -19,7 +19,7 @@ from pynetdicom.dsutils import decode, encode
 from pynetdicom.presentation import PresentationContext
 
 from node.gateway import sending
-from node.gateway.commitments import Peer
+from node.gateway.dialing import Dialer, NotReached, Peer
 from node.gateway.link import Borrower, Loan, Refusal, Selected
 from node.gateway.query import Asked, InvalidIdentifier, Model, read_identifier, response
 from node.gateway.sending import Kind, NotSent, Originator, Outgoing
@@ -51,9 +51,11 @@ class QueryRetrieve:
         ae: AE,
         peers: Mapping[str, Peer],
         tls: Callable[[Peer], SSLContext] | None = None,
+        dialer: Dialer | None = None,
     ) -> None:
         """`tls` gives the context for a connection that we open to a peer; None: in clear."""
         self._borrower, self._ae, self._peers, self._tls = borrower, ae, peers, tls
+        self._dialer = dialer or Dialer()
 
     def contexts(self) -> list[str]:
         """Return the SOP classes to support."""
@@ -128,13 +130,17 @@ class QueryRetrieve:
             turn.answer(_UNKNOWN_DESTINATION, comment="no peer of that AE title has an address")
             return
         loan = self._select(turn, asked, title)
-        tls = None if self._tls is None else self._tls(peer)
-        destination = _Destination(self._ae, peer, tls, loan.instances)
+        destination = _Destination(self._dial, peer, loan.instances)
         originator = Originator(turn.calling, cast(int, request.MessageID))
         try:
             _Batch(turn, loan).run(destination.association, originator)
         finally:
             destination.close()
+
+    def _dial(self, peer: Peer, contexts: list[PresentationContext]) -> Association:
+        secure = self._tls
+        tls = None if secure is None else lambda: secure(peer)
+        return self._dialer.dial(self._ae, peer, contexts, tls)
 
     def _select(self, turn: "_Turn", asked: Asked, destination: str) -> Loan:
         return self._borrower.select(turn.calling, destination, asked.level, asked.keys)
@@ -280,9 +286,12 @@ class _Destination:
     """Associations with where a C-MOVE sends to, one after another as the contexts need."""
 
     def __init__(
-        self, ae: AE, peer: Peer, tls: SSLContext | None, instances: list[Selected]
+        self,
+        dial: Callable[[Peer, list[PresentationContext]], Association],
+        peer: Peer,
+        instances: list[Selected],
     ) -> None:
-        self._ae, self._peer, self._tls = ae, peer, tls
+        self._dial, self._peer = dial, peer
         self._plans = sending.plan(Kind(i.sop_class, i.syntax) for i in instances)
         self._current: Association | None = None
         self._proposed: frozenset[str] = frozenset()
@@ -295,12 +304,11 @@ class _Destination:
         self.close()
         plan = next(p for p in self._plans if instance.sop_class in _classes(p))
         self._proposed = _classes(plan)
-        peer = self._peer
-        tls = None if self._tls is None else (self._tls, peer.host or "")
-        current = sending.associate(
-            self._ae, peer.host or "", peer.port or 0, peer.ae_title, plan, tls_args=tls
-        )
-        self._current = current if current.is_established else None
+        try:
+            self._current = self._dial(self._peer, plan)
+        except NotReached as error:
+            log.warning("peer cannot be called peer=%s code=%s", self._peer.ae_title, error.code)
+            self._current = None
         return self._current
 
     def close(self) -> None:

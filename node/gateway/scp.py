@@ -5,8 +5,9 @@ listens on nothing: the front hands it connections over a socket pair, and when 
 A data set goes to a file as it comes and is never held in memory; the bytes that are stored are the
 bytes that were sent, after a file meta information of our own (PS3.10 §7.1).
 
-Control messages (SOCK_SEQPACKET): first the settings as JSON; then for each connection the peer's
-address, with the connection's descriptor. One message goes back when the process is ready.
+The settings come as JSON on standard input: with the certificates of many peers they are more than
+a packet holds. Control messages (SOCK_SEQPACKET): for each connection the peer's address, with the
+connection's descriptor. One message goes back when the process is ready.
 """
 
 import json
@@ -17,7 +18,7 @@ import socket
 import sys
 import tempfile
 import threading
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,11 @@ from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.transport import AssociationServer, RequestHandler
 
+from node.gateway.audit.errors import TrailUnusable
+from node.gateway.audit.trail import Trail, TrailLimits
 from node.gateway.closing import Rules
-from node.gateway.commitments import Commitments, Peer
+from node.gateway.commitments import Commitments
+from node.gateway.dialing import Dialer, Peer
 from node.gateway.index import SpoolError
 from node.gateway.link import Borrower
 from node.gateway.outcomes import Accepted, Claimed, Duplicate, Outcome
@@ -40,7 +44,7 @@ from node.imaging.syntax import syntax_of
 log = logging.getLogger(__name__)
 
 READY = b"ready"
-MESSAGE_BYTES_MAX = 1 << 20
+SETTINGS_BYTES_MAX = 64 << 20  # of 256 peers, each with a bundle of authorities
 COMMAND_BYTES_MAX = 64 * 1024
 DATA_SET_BYTES_MAX = 16 << 20  # of requests other than C-STORE: a commitment of 100,000 instances
 REQUESTS_MAX = 16  # that a peer has sent without waiting for an answer
@@ -69,6 +73,8 @@ class Settings:
     certificate_file: str | None = None  # for connections that we open, with TLS
     key_file: str | None = None
     log_level: int = logging.INFO
+    audit: str | None = None  # the folder of the audit trail
+    audit_limits: dict[str, Any] = field(default_factory=dict)
 
     def encode(self) -> bytes:
         """Return the settings as JSON."""
@@ -114,20 +120,25 @@ class Receiver:
         """`asking` leads to the parent's holdings; without it nothing is given out."""
         self._settings, self._control = settings, control
         quota, rules = Quota(**settings.quota), Rules(**settings.rules)
-        self._spool = Spool(Path(settings.spool), quota, rules)
+        self._trail: Trail | None = None
+        if settings.audit is not None:
+            self._trail = Trail(Path(settings.audit), TrailLimits(**settings.audit_limits))
+        self._spool = Spool(Path(settings.spool), quota, rules, trail=self._trail)
         self._folder = Path(tempfile.mkdtemp(prefix="dimse-", dir=self._spool.incoming))
         # pynetdicom writes data sets where `tempfile` says.
         tempfile.tempdir = str(self._folder)
         self._ae = _application(settings)
         peers = {peer["ae_title"]: Peer(**peer) for peer in settings.peers}
         files = settings.certificate_file, settings.key_file
-        self._commitments = Commitments(self._spool, peers, settings.ae_title, *files)
+        dialer = Dialer(self._note)
+        self._commitments = Commitments(self._spool, peers, settings.ae_title, *files, dialer)
         self._outward: QueryRetrieve | None = None
         if asking is not None:
             secure = self._commitments.context if settings.certificate_file else None
-            self._outward = QueryRetrieve(Borrower(asking), self._ae, peers, secure)
+            self._outward = QueryRetrieve(Borrower(asking), self._ae, peers, secure, dialer)
             for sop_class in self._outward.contexts():
                 self._ae.add_supported_context(sop_class)
+        self._cut_off: list[Association] = []  # until they have ended
         self._server = _Server(self._ae, settings.ae_title, self._handlers())
 
     def run(self) -> None:
@@ -148,6 +159,8 @@ class Receiver:
         self._commitments.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
         self._spool.close()
+        if self._trail is not None:
+            self._trail.close()
 
     def _begin(self, peer: str, descriptors: list[int]) -> None:
         for descriptor in descriptors:
@@ -163,12 +176,28 @@ class Receiver:
     def _handlers(self) -> list[Any]:
         return [
             (evt.EVT_REQUESTED, _prefer_known_syntaxes),
-            (evt.EVT_PDU_RECV, _hold_back),
+            (evt.EVT_PDU_RECV, self._hold_back),
             (evt.EVT_C_ECHO, lambda event: _SUCCESS),
             (evt.EVT_C_STORE, self._store),
             *self._commitments.handlers(),
             *(self._outward.handlers() if self._outward is not None else ()),
         ]
+
+    def _hold_back(self, event: evt.Event) -> None:
+        """End a connection whose requests grow beyond reason before they are complete."""
+        dimse = event.assoc.dimse
+        message: Any = dimse.message
+        too_much = dimse.msg_queue.qsize() > REQUESTS_MAX
+        if message is not None:
+            too_much |= message.encoded_command_set.tell() > COMMAND_BYTES_MAX
+            too_much |= message._data_set_file is None and _length(message) > DATA_SET_BYTES_MAX
+        outer = event.assoc.dul.socket
+        connection = None if outer is None else outer.socket
+        if too_much and connection is not None and event.assoc not in self._cut_off:
+            self._cut_off.append(event.assoc)
+            log.warning("connection ended: too much asked at once")
+            self._spool.note("connection_ended", event.assoc.requestor.ae_title, "too_much")
+            connection.shutdown(socket.SHUT_RD)
 
     def _store(self, event: evt.Event) -> Dataset:
         request: Any = event.request
@@ -183,6 +212,12 @@ class Receiver:
             return _answer(_OUT_OF_RESOURCES, "the spool cannot be used; try again later")
         return _status(outcome)
 
+    def _note(self, kind: str, source: str, code: str) -> None:
+        try:
+            self._spool.note(kind, source, code)
+        except SpoolError as error:
+            log.error("an event is lost kind=%s source=%s: %s", kind, source, error)
+
     def _tidy(self) -> None:
         """Remove what broken associations left; pynetdicom does not."""
         ended = [a for a in self._server.started if not a.is_alive()]
@@ -193,6 +228,11 @@ class Receiver:
                 path = _path_of(message)
                 if path is not None:
                     path.unlink(missing_ok=True)
+            if _path_of(association.dimse.message) is not None:
+                # A data set that did not come to its end: too long, or the sender went away.
+                self._spool.note("connection_ended", association.requestor.ae_title, "broken_off")
+            if association in self._cut_off:
+                self._cut_off.remove(association)
         if not self._server.started:
             for path in self._folder.iterdir():
                 path.unlink(missing_ok=True)
@@ -205,11 +245,15 @@ def main() -> None:
     is one, the parent is asked for what may be given out (`link.py`).
     """
     control = socket.socket(fileno=int(sys.argv[1]))
-    settings = Settings(**json.loads(control.recv(MESSAGE_BYTES_MAX)))
+    settings = Settings(**json.loads(sys.stdin.buffer.read(SETTINGS_BYTES_MAX)))
     log_to_stderr(settings.log_level)
     _limit(settings)
     asking = socket.socket(fileno=int(sys.argv[2])) if len(sys.argv) > 2 else None
-    Receiver(settings, control, asking).run()
+    try:
+        Receiver(settings, control, asking).run()
+    except TrailUnusable as error:
+        log.error("nothing can be received: %s", error)
+        sys.exit(1)
 
 
 def _limit(settings: Settings) -> None:
@@ -235,7 +279,7 @@ def _application(settings: Settings) -> AE:
     ae.maximum_pdu_size = settings.pdu_bytes_max
     ae.maximum_associations = settings.associations_max
     ae.network_timeout = ae.dimse_timeout = settings.idle_seconds
-    ae.acse_timeout = min(30.0, settings.idle_seconds)
+    ae.acse_timeout = ae.connection_timeout = min(30.0, settings.idle_seconds)
     ae.require_called_aet = True
     ae.require_calling_aet = [peer["ae_title"] for peer in settings.peers]
     ae.add_supported_context("1.2.840.10008.1.1")  # Verification
@@ -250,21 +294,6 @@ def _prefer_known_syntaxes(event: evt.Event) -> None:
         known = [uid for uid in context.transfer_syntax if syntax_of(str(uid)) is not None]
         if known:
             context.transfer_syntax = known
-
-
-def _hold_back(event: evt.Event) -> None:
-    """End a connection whose requests grow beyond reason before they are complete."""
-    dimse = event.assoc.dimse
-    message: Any = dimse.message
-    too_much = dimse.msg_queue.qsize() > REQUESTS_MAX
-    if message is not None:
-        too_much |= message.encoded_command_set.tell() > COMMAND_BYTES_MAX
-        too_much |= message._data_set_file is None and _length(message) > DATA_SET_BYTES_MAX
-    outer = event.assoc.dul.socket
-    connection = None if outer is None else outer.socket
-    if too_much and connection is not None:
-        log.warning("connection ended: too much asked at once")
-        connection.shutdown(socket.SHUT_RD)
 
 
 def _length(message: Any) -> int:

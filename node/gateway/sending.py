@@ -4,15 +4,14 @@ pynetdicom sends what it is given as a data set of its own, or as a file; here p
 go out as they come, and no more of them wait in memory than a few PDUs.
 """
 
-import socket
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, cast
+from typing import cast
 
 from pydicom.uid import UID
-from pynetdicom import AE, build_context, evt
+from pynetdicom import build_context
 from pynetdicom.association import Association
 from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
@@ -20,9 +19,9 @@ from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.presentation import PresentationContext
 
 from node.gateway.dataset_bytes import PLAIN, RECODED_BYTES_MAX, CannotRecode, recoded
+from node.gateway.dialing import PDU_BYTES
 from node.imaging.syntax import syntax_of
 
-PDU_BYTES = 128 * 1024  # with TCP_NODELAY the fastest with common receivers
 CONTEXTS_MAX = 128  # of one association (PS3.8 §9.3.2.2)
 _QUEUE_MAX = 8  # PDUs that wait to be sent
 _PAUSE_SECONDS = 0.0005
@@ -83,27 +82,6 @@ def plan(kinds: Iterable[Kind]) -> list[list[PresentationContext]]:
             plans.append([])
         plans[-1] += contexts[:CONTEXTS_MAX]
     return plans
-
-
-def associate(
-    ae: AE,
-    host: str,
-    port: int,
-    title: str,
-    contexts: Sequence[PresentationContext],
-    **options: Any,
-) -> Association:
-    """Return an association for sending, established or not. `options` as `AE.associate` has."""
-    handlers = [(evt.EVT_CONN_OPEN, _send_at_once), *options.pop("evt_handlers", [])]
-    return ae.associate(
-        host,
-        port,
-        list(contexts),
-        ae_title=title,
-        max_pdu=PDU_BYTES,
-        evt_handlers=handlers,
-        **options,
-    )
 
 
 def send(
@@ -171,14 +149,6 @@ class _Paused:
     def __exit__(self, *_: object) -> None:
         if self._association.is_requestor:
             self._association._reactor_checkpoint.set()
-
-
-def _send_at_once(event: evt.Event) -> None:
-    """Switch Nagle's algorithm off: it holds the last part of each message back."""
-    outer = event.assoc.dul.socket
-    connection = None if outer is None else outer.socket
-    if connection is not None:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _context(association: Association, kind: Kind) -> PresentationContext:

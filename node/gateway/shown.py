@@ -1,8 +1,9 @@
 """Which of the stored studies may be shown: this hospital's own, and those that are granted now.
 
-What is stored stays stored when a grant ends; it is not shown any more. `may_show` answers from
-memory, at once and in any thread; events of the ledger and a look every half minute, for terms that
-end by height, keep it right. A study of which nothing is known yet is not shown.
+What is stored stays stored when a grant ends; it is not shown any more. After the last use that
+was granted it is not shown either, but what was counted as a use goes on: `may_deliver`. Both
+answer from memory, at once and in any thread; events of the ledger and a look every half minute,
+for terms that end by height, keep them right. A study of which nothing is known yet is not shown.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ from node.exchange.store.store import StudyStore
 from node.gateway.acting import PASSING, Acting
 from node.gateway.ledger_events import LedgerEvents, id_in, word_in
 from node.ledger.contracts.access_record import RECEIVED
-from node.ledger.queries.access_views import RequestQuery
+from node.ledger.queries.access_views import RequestQuery, RequestView
 from node.ledger.queries.blocks import EventView
 
 log = logging.getLogger(__name__)
@@ -44,13 +45,26 @@ class Shown:
         self._acting, self._store = acting, store
         self._own: set[bytes] = set()
         self._granted: frozenset[bytes] = frozenset()
+        self._in_force: frozenset[bytes] = frozenset()
         self._stale = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_known = False
         self.looks = 0
-        self.is_certain = False  # the last look was answered: a no is the ledger's
 
     def may_show(self, study_id: bytes) -> bool:
         """Return whether the study (id, 16 bytes) is this hospital's, or granted to it now."""
         return study_id in self._own or study_id in self._granted
+
+    def may_deliver(self, study_id: bytes) -> bool:
+        """Return the same for what was counted as a use already, be it the last one."""
+        return study_id in self._own or study_id in self._in_force
+
+    def as_of(self) -> int | None:
+        """Have everything looked at anew; return the number of the last look, None while nothing is
+        known: before the first look, and when the node cannot be asked. In any thread."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._stale.set)
+        return self.looks if self._is_known else None
 
     def attach(self, events: LedgerEvents) -> None:
         """Hear of what changes the answer."""
@@ -62,6 +76,7 @@ class Shown:
 
     async def run(self) -> None:
         """Keep the answer right, for ever."""
+        self._loop = asyncio.get_running_loop()
         while True:
             try:
                 async with asyncio.timeout(LOOK_S):
@@ -73,8 +88,8 @@ class Shown:
                 await self.look()
             except PASSING as error:
                 # What cannot be asked is not permitted.
-                self._granted = frozenset()
-                self.is_certain = False
+                self._granted = self._in_force = frozenset()
+                self._is_known = False
                 self._stale.set()
                 log.warning("granted studies are not shown for now reason=%s", error)
                 await asyncio.sleep(1.0)
@@ -86,12 +101,15 @@ class Shown:
         self._own &= held
         turns = asyncio.Semaphore(_AT_ONCE)
         found = await asyncio.gather(*(self._ask(each, turns) for each in held - self._own))
-        self._granted = frozenset(study_id for study_id in found if study_id is not None)
+        self._granted = frozenset(each.study_id for each in found if each and each.permitted)
+        self._in_force = frozenset(each.study_id for each in found if each is not None)
         self.looks += 1
-        self.is_certain = True
+        self._is_known = True
 
-    async def _ask(self, study_id: bytes, turns: asyncio.Semaphore) -> bytes | None:
-        """Return the study's id if it is granted to this hospital and was received."""
+    async def _ask(self, study_id: bytes, turns: asyncio.Semaphore) -> RequestView | None:
+        """Return the request by which the study was received and is in force, one that permits
+        uses before one whose uses are spent."""
+        found: RequestView | None = None
         own = self._acting.institution
         async with turns:
             study = await self._acting.client.study(study_id)
@@ -102,9 +120,12 @@ class Shown:
                 return None
             query = RequestQuery(institution=own, study_id=study_id)
             async for request in self._acting.requests(query):
-                if request.permitted and request.recorded_state == RECEIVED:
-                    return study_id
-        return None
+                if request.recorded_state != RECEIVED:
+                    continue
+                if request.permitted:
+                    return request
+                found = request if request.in_force else found
+        return found
 
     def _registered(self, view: EventView) -> None:
         if word_in(view, 1) == self._acting.institution:

@@ -15,8 +15,10 @@ from typing import Any
 from node.config.model import GatewayConfig, NodeConfig
 from node.exchange.federation.ports import FederationEvent
 from node.exchange.store.store import StudyStore
+from node.exchange.transfer.ports import TransferEvent
 from node.exchange.transfer.state import Deliveries
 from node.gateway.acting import Acting
+from node.gateway.audit.hearing import fetched
 from node.gateway.daemon import Gateway, GatewayRefused, Parts
 from node.gateway.erasures import Erasures
 from node.gateway.exchange import Exchange
@@ -27,6 +29,7 @@ from node.gateway.ledger_events import LedgerEvents, id_in, word_in
 from node.gateway.metrics import GatewayMetrics
 from node.gateway.monitor import Monitor, Watched
 from node.gateway.quiet import silence_libraries
+from node.gateway.requester import Received
 from node.gateway.shown import Shown
 from node.imaging.vault import Vault
 from node.ledger.genesis import Genesis
@@ -77,7 +80,8 @@ async def running(
         opened.signer,
         opened.store,
         shown.may_show,
-        lambda: shown.is_certain,
+        shown.may_deliver,
+        shown.as_of,
         on_kept=lambda study_id: None if exchange is None else exchange.finding.add(study_id),
     )
     gateway = await asyncio.to_thread(Gateway, parts, log_level=log_level)
@@ -87,7 +91,7 @@ async def running(
     if exchange is not None:
         takers = [peer.ae_title for peer in config.gateway.peers if peer.takes_fetched]
         hand_over = HandOver(
-            acting, exchange.requester, gateway.deliverer, takers, gateway.shown_study
+            acting, exchange.requester, gateway.deliverer, takers, gateway.deliverable
         )
         hand_over.attach(events)
         conflicts = exchange.conflicts(gateway.spool)
@@ -146,6 +150,18 @@ class _Sides:
         if self.gateway is not None:
             self.gateway.inquired(event)
 
+    async def may_transfer(self, event: TransferEvent) -> bool:
+        return self.gateway is not None and await self.gateway.auditor.may_transfer(event)
+
+    def transferred(self, event: TransferEvent) -> None:
+        if self.gateway is not None:
+            self.gateway.auditor.transferred(event)
+
+    def received(self, received: Received) -> None:
+        if self.gateway is not None:
+            act = fetched(received.request_id, received.study_id, received.instances)
+            self.gateway.auditor.tell_later(act)
+
 
 class _Alone:
     """What hears the ledger where there is no exchange."""
@@ -185,6 +201,9 @@ def _exchange(config: NodeConfig, acting: Acting, opened: Opened, sides: _Sides)
             settings_of(config.exchange),
             on_erased=sides.erased,
             on_inquiry=sides.inquired,
+            report=sides.transferred,
+            admit=sides.may_transfer,
+            on_received=sides.received,
         )
     except (InvalidCard, CertificateRefused) as error:
         raise GatewayRefused(f"[exchange]: {error}") from error

@@ -32,6 +32,11 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from consensus.wire import pack
+from node.gateway.arrivals import Arrivals
+from node.gateway.audit.acts import Act
+from node.gateway.audit.errors import TrailUnusable
+from node.gateway.audit.notes import noted
+from node.gateway.audit.trail import Trail
 from node.gateway.closing import RULES, Rules
 from node.gateway.foreign import Foreign
 from node.gateway.index import (
@@ -46,6 +51,7 @@ from node.gateway.index import (
     Verdict,
 )
 from node.gateway.outcomes import Accepted, Claimed, Conflict, Duplicate, Outcome, Refused
+from node.gateway.spool_files import load_key, make_folders, private, sync_file
 from node.imaging import commitment
 from node.imaging.commitment import CommittedFile
 from node.imaging.errors import UnreadableInstance
@@ -54,7 +60,6 @@ from node.imaging.reader import read_instance
 
 log = logging.getLogger(__name__)
 
-KEY_BYTES = 32
 COPY_BYTES = 1 << 20
 DISK_FULL = "the disk is full; try again later"
 READERS = 2  # instances that are parsed at once: memory is bounded by this, not by the senders
@@ -90,16 +95,19 @@ class Spool:
         rules: Rules = RULES,
         limits: Limits = LIMITS,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        trail: Trail | None = None,
     ) -> None:
-        """Open the spool in `folder`, made if it is not there. Raises `SpoolError`."""
+        """Open the spool in `folder`, made if it is not there. What comes and what is refused is
+        recorded in `trail`. Raises `SpoolError`."""
         self.folder = folder
+        self._trail, self._arrivals = trail, Arrivals()
         self.incoming = folder / "incoming"
         self._quota, self._rules, self._limits, self._now_ms = quota, rules, limits, now_ms
         self._readers = threading.BoundedSemaphore(READERS)
         self._lock_descriptor: int | None = None
         try:
-            _make_folders(folder)
-            self._key = _load_key(folder / "index.key")
+            make_folders(folder)
+            self._key = load_key(folder / "index.key")
         except OSError as error:
             raise SpoolError(f"{folder} cannot be used: {error.strerror}") from error
         self._seal = AESGCM(hmac.digest(self._key, b"radledger/spool/seal", "sha256"))
@@ -269,8 +277,10 @@ class Spool:
         self.index.release(name)
         (self.folder / "quarantine" / name).unlink(missing_ok=True)
 
-    def note(self, kind: str, source: str, code: str) -> None:
-        """Keep an event for operators and auditors."""
+    def note(self, kind: str, source: str, code: str, *, is_audited: bool = False) -> None:
+        """Keep an event for operators and, unless that is done already, for auditors."""
+        if self._trail is not None and not is_audited:
+            self._trail.tell(noted(kind, source, code))
         self.index.note(Event(self._now_ms(), kind, source, code))
 
     def lookup(self, kind: str, *parts: str) -> bytes:
@@ -291,7 +301,7 @@ class Spool:
 
     def _receive(self, path: Path, stream: Stream) -> Refused | None:
         size = 0
-        with open(path, "xb", opener=_private) as file:
+        with open(path, "xb", opener=private) as file:
             while piece := stream.read(COPY_BYTES):
                 size += len(piece)
                 if size > self._quota.instance_bytes_max:
@@ -329,9 +339,12 @@ class Spool:
             reason = "came from another hospital with other content; both are kept"
             conflict = Conflict(*uids, code="conflict_elsewhere", reason=reason)
             return self._set_aside(source, path, size, conflict)
+        if self._is_unaudited(source, arrival.study):
+            reason = "it cannot be audited now; try again later"
+            return self._turned_away(source, Refused(*uids, code="no_room", reason=reason))
         target = self._place(arrival.name)
         os.rename(path, target)
-        _sync_file(target)
+        sync_file(target)
         try:
             verdict, known = self.index.record(arrival)
         except SpoolError:
@@ -404,7 +417,7 @@ class Spool:
         row = Aside(name, refused.code, refused.reason, source, size, self._now_ms())
         target = self.folder / "quarantine" / name
         os.link(path, target)
-        _sync_file(target)
+        sync_file(target)
         is_kept = self.index.set_aside(row, self._quota.quarantine_bytes_max)
         if not is_kept:
             target.unlink(missing_ok=True)
@@ -414,6 +427,18 @@ class Spool:
         self.note(kind, source, refused.code)
         log.warning("instance %s source=%s code=%s kept=%s", kind, source, refused.code, is_kept)
         return replace(refused, is_kept=is_kept)
+
+    def _is_unaudited(self, source: str, study: bytes) -> bool:
+        """Record that a sender begins to send a study; if that fails nothing of it is taken."""
+        if self._trail is None or not self._arrivals.is_new(source, study, self._now_ms()):
+            return False
+        try:
+            self._trail.append(Act("receiving", who=source, arriving=reference(study)))
+        except TrailUnusable as error:
+            self._arrivals.forget(source, study)
+            log.error("nothing is taken, since it cannot be audited: %s", error)
+            return True
+        return False
 
     def _turned_away(self, source: str, refused: Refused) -> Refused:
         self.note("refused", source, refused.code)
@@ -426,6 +451,11 @@ class Spool:
 
     def _place(self, name: str) -> Path:
         return self.folder / "instances" / name[:2] / name
+
+
+def reference(study: bytes) -> str:
+    """Return by what logs and records name a study that has no id on the ledger yet."""
+    return study.hex()[:12]
 
 
 @contextmanager
@@ -445,55 +475,3 @@ def _uids(read: CommittedFile) -> Uids:
         read.text(commitment.STUDY_INSTANCE),
         read.text(commitment.SERIES_INSTANCE),
     )
-
-
-def _make_folders(folder: Path) -> None:
-    inner = [f"instances/{number:02x}" for number in range(256)]
-    for name in (".", "incoming", "quarantine", "instances", *inner):
-        (folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
-    _sync_folder(folder / "instances")
-    _sync_folder(folder)
-
-
-def _load_key(path: Path) -> bytes:
-    """Return the key in `path`, made the first time; two processes may come at once."""
-    if not path.exists():
-        partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-        with open(partial, "xb", opener=_private) as file:
-            file.write(secrets.token_bytes(KEY_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(partial, path)
-        except FileExistsError:
-            pass
-        finally:
-            partial.unlink()
-        _sync_folder(path.parent)
-    key = path.read_bytes()
-    if len(key) != KEY_BYTES:
-        raise SpoolError(f"{path} is damaged: restore it from a backup")
-    return key
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)
-
-
-def _sync_file(path: Path) -> None:
-    """Have a file on the disk under its name; once it has that name, so that a journal is written
-    once."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,7 +1,33 @@
 """TLS with this hospital's equipment (PS3.15 B.12, BCP 195): certificates on both sides."""
 
 import ssl
+from collections.abc import Callable
 from pathlib import Path
+
+
+class TellingSocket(ssl.SSLSocket):
+    """Tells why a handshake failed.
+
+    With TLS 1.3 the peer's refusal of our certificate comes only with the first bytes that we read.
+    """
+
+    tell: Callable[[OSError], None] = staticmethod(lambda error: None)
+
+    def do_handshake(self, block: bool = False) -> None:
+        """See `ssl.SSLSocket`."""
+        try:
+            super().do_handshake(block)
+        except OSError as error:
+            self.tell(error)
+            raise
+
+    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+        """See `ssl.SSLSocket`."""
+        try:
+            return super().recv(buflen, flags)
+        except ssl.SSLError as error:
+            self.tell(error)
+            raise
 
 
 def server_context(certificate_file: Path, key_file: Path, trust: str) -> ssl.SSLContext:
@@ -26,6 +52,7 @@ def client_context(
     Devices are known by their certificates, not by names. Raises `OSError`, `ValueError`.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.sslsocket_class = TellingSocket
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.check_hostname = False
     context.verify_mode = ssl.CERT_REQUIRED

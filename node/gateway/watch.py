@@ -2,6 +2,10 @@
 
 A file is taken when it has not changed between two looks, so that one which is still being copied
 is left alone. Names that begin with a dot or end in .part or .tmp are left alone always.
+
+A folder with a DICOMDIR is a medium: it is taken when all of it has settled. What the DICOMDIR
+names and is not there is kept as an event; then the DICOMDIR gets another name, and of the rest
+only DICOM files are taken: viewers and their help stay where they are.
 """
 
 import asyncio
@@ -15,12 +19,16 @@ from typing import NamedTuple
 from node.gateway.index import SpoolError
 from node.gateway.outcomes import Accepted, Duplicate, Outcome
 from node.gateway.spool import Spool
+from node.imaging.errors import UnreadableInstance
+from node.imaging.media import is_named_so, read_media
+from node.imaging.source import PREAMBLE_BYTES
 
 log = logging.getLogger(__name__)
 
 SOURCE = "folder"
 POLL_SECONDS = 2.0
 FILES_MAX = 100_000  # in one look
+TAKEN = "DICOMDIR.taken"  # the name of a DICOMDIR that was looked at
 _UNFINISHED = (".part", ".tmp", ".partial", ".crdownload")
 
 
@@ -38,6 +46,7 @@ class Watch:
     def __init__(self, folder: Path, spool: Spool) -> None:
         self._folder, self._spool = folder, spool
         self._seen: dict[Path, Look] = {}
+        self._unwritable: set[Path] = set()
 
     async def run(self, poll_seconds: float = POLL_SECONDS) -> None:
         """Take in files as they come, until cancelled."""
@@ -53,14 +62,64 @@ class Watch:
         now = dict(_looks(self._folder))
         ready = settled(self._seen, now)
         self._seen = now
-        return sum(self._take(path) for path in ready)
+        held = self._held(now, set(ready))
+        free = (path for path in ready if not any(path.is_relative_to(each) for each in held))
+        return sum(self._take(path) for path in free if path.name != TAKEN)
+
+    def _held(self, now: Mapping[Path, Look], ready: set[Path]) -> set[Path]:
+        """Return the media of which nothing is taken yet; the others are opened."""
+        held = set()
+        for directory in sorted(path for path in now if is_named_so(path)):
+            below = (path for path in now if path.is_relative_to(directory.parent))
+            if not ready.issuperset(below) or not self._open_medium(directory):
+                held.add(directory.parent)
+        return held
+
+    def _open_medium(self, directory: Path) -> bool:
+        """Keep what is missing of a medium as an event; False if its DICOMDIR cannot be renamed.
+
+        First the event, then the name, then the files: a crash between leaves files to be taken.
+        """
+        try:
+            media = read_media(directory)
+        except UnreadableInstance:
+            return True  # like any other file it is refused and kept aside
+        if directory in self._unwritable:
+            return False
+        try:
+            named = len(media.files) + len(media.missing) + len(media.outside)
+            code = f"{named} named, {len(media.missing)} missing"
+            if media.outside:
+                code += f", {len(media.outside)} outside"
+            self._spool.note("medium", SOURCE, code)
+            directory.rename(directory.with_name(TAKEN))
+        except OSError as error:
+            # A mounted disc: its files cannot be removed, and would come again with every look.
+            self._unwritable.add(directory)
+            log.error("medium not taken, import it by command reason=%s", error.strerror)
+            return False
+        log.info("medium opened files=%s", code)
+        return True
+
+    def _is_left(self, path: Path) -> bool:
+        """Whether the file lies on a medium and is no DICOM file."""
+        folders = [path.parent, *path.parent.parents]
+        folders = folders[: folders.index(self._folder) + 1]
+        if not any((folder / TAKEN).exists() for folder in folders):
+            return False
+        with path.open("rb") as file:
+            return file.read(PREAMBLE_BYTES)[128:] != b"DICM"
 
     def _take(self, path: Path) -> bool:
         try:
+            if self._is_left(path):
+                return False
             # Without O_NOFOLLOW a link could point at any file that we may read.
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             with open(descriptor, "rb") as stream:
                 outcome = self._spool.accept(SOURCE, stream)
+        except FileNotFoundError:
+            return False  # it was taken away, or renamed
         except OSError as error:
             log.warning("file not taken reason=%s", error.strerror)
             return False

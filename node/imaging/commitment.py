@@ -23,9 +23,9 @@ from node.imaging.syntax import Syntax, syntax_of
 PREFIX_BYTES = 8
 ROW_BYTES = 4 + PREFIX_BYTES
 _META_GROUP = 0x0002
-_TRANSFER_SYNTAX = 0x00020010
-_MEDIA_CLASS = 0x00020002
-_DICOMDIR_CLASS = "1.2.840.10008.1.3.10"
+TRANSFER_SYNTAX = 0x00020010
+MEDIA_CLASS = 0x00020002
+DICOMDIR_CLASS = "1.2.840.10008.1.3.10"
 _META_BYTES_MAX = 1 << 20
 
 SOP_CLASS = 0x00080016
@@ -114,7 +114,7 @@ def commit_file(path: Path, limits: Limits = LIMITS) -> CommittedFile:
 
 
 def _commit(source: Source, limits: Limits) -> CommittedFile:
-    syntax = _read_meta(source, limits)
+    syntax = _read_meta(source)
     if not syntax.deflated:
         return _commit_data_set(source, syntax, limits)
     with inflated(source, limits) as (stream, size):
@@ -150,8 +150,8 @@ def _short(digests: Digests) -> Elements:
     return Elements(b"".join(rows))
 
 
-def _read_meta(source: Source, limits: Limits) -> Syntax:
-    """Return the transfer syntax that the file meta information names (PS3.10 §7.1).
+def meta_elements(source: Source) -> dict[int, str]:
+    """Return the file meta information as text by tag (PS3.10 §7.1).
 
     Leaves the stream at the first byte of the data set. The meta information's own group length is
     not relied on, since writers leave it out or get it wrong.
@@ -168,13 +168,19 @@ def _read_meta(source: Source, limits: Limits) -> Syntax:
         tag = _META_GROUP << 16 | int.from_bytes(head[2:4], "little")
         found[tag] = stream.read(length).rstrip(b"\0 ").decode("latin_1")
     stream.seek(-len(head), 1)
-    if found.get(_MEDIA_CLASS) == _DICOMDIR_CLASS:
+    return found
+
+
+def _read_meta(source: Source) -> Syntax:
+    """Return the transfer syntax that the file meta information names."""
+    found = meta_elements(source)
+    if found.get(MEDIA_CLASS) == DICOMDIR_CLASS:
         reason = "a DICOMDIR: an index of files, itself no part of a study"
         raise UnreadableInstance(source.name, "directory", reason)
-    if _TRANSFER_SYNTAX not in found:
+    if TRANSFER_SYNTAX not in found:
         reason = "the file meta information names no transfer syntax (PS3.10 §7.1)"
         raise UnreadableInstance(source.name, "unknown_syntax", reason)
-    syntax = syntax_of(found[_TRANSFER_SYNTAX])
+    syntax = syntax_of(found[TRANSFER_SYNTAX])
     if syntax is None:
         reason = "the transfer syntax is none that DICOM defines"
         raise UnreadableInstance(source.name, "unknown_syntax", reason)

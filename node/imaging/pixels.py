@@ -22,14 +22,19 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
 
 from consensus.wire import pack
-from node.imaging import values
+from node.imaging import jpeg_lossless, values
+from node.imaging.codestream import announced_samples, rle_bytes
 from node.imaging.core import PixelElement
 from node.imaging.elements import Span
 from node.imaging.errors import UnreadableInstance
 from node.imaging.limits import CHUNK_BYTES, Limits
 from node.imaging.syntax import Syntax
 
+jpeg_lossless.register()
+
 _TAG = b"radledger/pixels/1"
+_RLE = "1.2.840.10008.1.2.5"
+_SLACK = 4_096
 SAMPLES_PER_PIXEL = 0x00280002
 PHOTOMETRIC = 0x00280004
 PLANAR = 0x00280006
@@ -291,6 +296,7 @@ class _PixelReader:
         decoder = get_decoder(self._syntax.uid)
         for number, spans in enumerate(frames, 1):
             encoded = b"".join(self._at(span) for span in spans)
+            self._check_announced(number, encoded)
             try:
                 array, _ = decoder.as_array(
                     encapsulate([encoded], has_bot=False),
@@ -316,6 +322,21 @@ class _PixelReader:
             if native.nbytes * 8 != layout.frame_bits:
                 self._refuse(f"frame {number} decodes to another size than its description says")
             yield native.tobytes()
+
+    def _check_announced(self, number: int, encoded: bytes) -> None:
+        """Refuse a frame that would decode to far more than its description says, before it does.
+
+        What is a little longer is left to the decoder, which knows what may be padding.
+        """
+        layout = self._layout
+        if self._syntax.uid == _RLE:
+            most = 2 * (layout.frame_bits // 8) + _SLACK
+            is_more = rle_bytes(encoded, most) > most
+        else:
+            most = 2 * layout.rows * layout.columns * layout.samples + _SLACK
+            is_more = (announced_samples(encoded) or 0) > most
+        if is_more:
+            self._refuse(f"frame {number} has another size than its description says")
 
     def _digest(self, form: Form, frames: bytes) -> PixelDigest:
         layout = self._layout

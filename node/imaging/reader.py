@@ -17,6 +17,7 @@ from node.imaging import commitment
 from node.imaging.commitment import CommittedFile, commit_file
 from node.imaging.errors import UnreadableInstance
 from node.imaging.limits import LIMITS, Limits
+from node.imaging.media import is_named_so, read_media, unreadable_of
 
 _UID = re.compile(r"[0-9]+(?:\.[0-9]+)*")  # PS3.5 §9.1, which also allows at most 64 characters
 UID_CHARACTERS_MAX = 64
@@ -93,12 +94,24 @@ def read_studies(
     for number, result in enumerate(mapper(read, files), 1):
         if isinstance(result, UnreadableInstance):
             unreadable.append(result)
+            unreadable += _not_on_media(result, limits)
         else:
             instances.append(result)
             size += result.commitment.size
         if progress is not None:
             progress(Step(number, len(files), size))
     return Reading(tuple(_group(instances)), tuple(unreadable))
+
+
+def _not_on_media(result: UnreadableInstance, limits: Limits) -> Iterable[UnreadableInstance]:
+    """Return what a DICOMDIR names that cannot be had; nothing for any other file."""
+    directory = Path(result.name)
+    if result.code != "directory" or not is_named_so(directory):
+        return ()
+    try:
+        return tuple(unreadable_of(directory, read_media(directory, limits)))
+    except UnreadableInstance as damaged:
+        return (damaged,)
 
 
 def read_instance(path: Path, limits: Limits = LIMITS) -> CommittedFile | UnreadableInstance:

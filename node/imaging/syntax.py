@@ -20,10 +20,17 @@ LOSSLESS = frozenset(
         "1.2.840.10008.1.2.8.1",  # deflated image frames
     }
 )
+# Of PS3.5 2024 and later, which pydicom does not list yet: frames of JPEG XL, and deflated ones.
+_NEWER = (
+    "1.2.840.10008.1.2.4.110",
+    "1.2.840.10008.1.2.4.111",
+    "1.2.840.10008.1.2.4.112",
+    "1.2.840.10008.1.2.8.1",
+)
 _KNOWN = {
     str(uid): (uid.is_implicit_VR, uid.is_little_endian, uid.is_deflated, uid.is_encapsulated)
     for uid in (UID(uid) for uid in AllTransferSyntaxes)
-}
+} | dict.fromkeys(_NEWER, (False, True, False, True))
 
 
 class Syntax(NamedTuple):

@@ -110,7 +110,13 @@ class Hospital:
         self.contexts = TrustedContexts(person.private_key, person.certificate)
         self.identity = Identity(person.private_key, person.certificate)
         self.events = []
+        self.admitted = []
+        self.is_admitting = True
         self.server = None
+
+    async def admit(self, event):
+        self.admitted.append(event)
+        return self.is_admitting
 
     @property
     def holder(self):
@@ -170,6 +176,7 @@ class World:
             hospital.deliveries,
             limits=ServerLimits(**limits),
             report=hospital.events.append,
+            admit=hospital.admit,
         )
         await hospital.server.start("127.0.0.1")
         return hospital

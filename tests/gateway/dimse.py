@@ -1,14 +1,15 @@
 """A gateway's DICOM side for tests, and a sender that runs pynetdicom in a thread."""
 
 import asyncio
+import socket
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 
 import pynetdicom
-from pynetdicom import AE, build_context
+from pynetdicom import AE, build_context, evt
 
 from node.gateway.closing import Rules
-from node.gateway.commitments import Peer
+from node.gateway.dialing import Peer
 from node.gateway.front import Front, FrontRules
 from node.gateway.receiver import Receiving
 from node.gateway.scp import Settings
@@ -47,9 +48,10 @@ async def opened_door(
     quota=QUOTA,
     port=0,
     lender=None,
+    files=(None, None),
     **limits,
 ):
-    """Yield a `Door` on loopback."""
+    """Yield a `Door` on loopback; `files` are certificate and key for what it calls itself."""
     settings = Settings(
         str(folder),
         asdict(quota),
@@ -60,6 +62,8 @@ async def opened_door(
         associations_max=limits.get("associations_max", 16),
         idle_seconds=limits.get("idle_seconds", 20.0),
         memory_bytes_max=512 << 20,
+        certificate_file=files[0] and str(files[0]),
+        key_file=files[1] and str(files[1]),
     )
     events = []
 
@@ -78,6 +82,14 @@ async def opened_door(
         await receiving.stop()
 
 
+def at_once(event):
+    """Send small messages at once: a handler, without which every request waits for 40 ms."""
+    event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+AT_ONCE = (evt.EVT_CONN_OPEN, at_once)
+
+
 def associate(port, contexts, *, title=SENDER, called=TITLE, handlers=(), tls=None):
     """Return an association, established or not."""
     pynetdicom._config.STORE_SEND_CHUNKED_DATASET = True
@@ -88,7 +100,7 @@ def associate(port, contexts, *, title=SENDER, called=TITLE, handlers=(), tls=No
         port,
         contexts,
         ae_title=called,
-        evt_handlers=list(handlers),
+        evt_handlers=[AT_ONCE, *handlers],
         tls_args=(tls, "127.0.0.1") if tls else None,
     )
 

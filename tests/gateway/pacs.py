@@ -6,7 +6,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 
-from node.gateway.commitments import Peer
+from node.gateway.dialing import Peer
 
 TITLE = "PACS"
 FIND, GET = "1.2.840.10008.5.1.4.1.2.2.1", "1.2.840.10008.5.1.4.1.2.2.3"
@@ -15,7 +15,8 @@ FIND, GET = "1.2.840.10008.5.1.4.1.2.2.1", "1.2.840.10008.5.1.4.1.2.2.3"
 class Pacs:
     """Keeps what it is sent; restarts on its port; misbehaves as told."""
 
-    def __init__(self, syntaxes, *, gives_back=True, refuses=lambda uid: 0):
+    def __init__(self, syntaxes, *, gives_back=True, refuses=lambda uid: 0, tls=None, title=TITLE):
+        self.tls, self.title = tls, title
         self.kept, self.received, self.pdu_bytes = {}, [], 0
         self.syntaxes, self.gives_back, self.refuses = syntaxes, gives_back, refuses
         self.stop_after = None
@@ -23,10 +24,10 @@ class Pacs:
 
     @property
     def peer(self):
-        return Peer(TITLE, "127.0.0.1", self.port)
+        return Peer(self.title, "127.0.0.1", self.port)
 
     def start(self):
-        ae = AE(ae_title=TITLE)
+        ae = AE(ae_title=self.title)
         ae.require_called_aet = True
         for context in AllStoragePresentationContexts:
             ae.add_supported_context(
@@ -40,7 +41,9 @@ class Pacs:
             (evt.EVT_C_FIND, self._find),
             (evt.EVT_C_GET, self._get),
         ]
-        self._server = ae.start_server(("127.0.0.1", self.port), False, evt_handlers=handlers)
+        self._server = ae.start_server(
+            ("127.0.0.1", self.port), False, evt_handlers=handlers, ssl_context=self.tls
+        )
         self.port = self._server.server_address[1]
 
     def stop(self):

@@ -120,7 +120,7 @@ def test_check_tells_everything_that_is_wrong_at_once(config_file, filled):
         == ""
     )
     assert findings["node"]
-    assert "does not accept" in findings["peer PACS"]
+    assert "cannot be connected to" in findings["peer PACS"]
     assert "nobody.invalid" in findings["peer NOBODY"]
 
 

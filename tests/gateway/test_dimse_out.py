@@ -12,8 +12,8 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 from pynetdicom import AE, build_context, build_role, evt
 
-from node.gateway.commitments import Peer
 from node.gateway.dataset_bytes import skip_meta
+from node.gateway.dialing import Peer
 from node.gateway.link import Action, Lender
 from node.gateway.query import Bounds
 from tests.gateway import dimse
@@ -241,7 +241,7 @@ def get(port, asked, kinds, receiver):
         contexts,
         ae_title=dimse.TITLE,
         ext_neg=[build_role(sop_class, scp_role=True) for sop_class in classes],
-        evt_handlers=receiver.handlers,
+        evt_handlers=[dimse.AT_ONCE, *receiver.handlers],
     )
     assert association.is_established
     try:

@@ -36,11 +36,12 @@ def buffered(monkeypatch):
 class Site:
     """A hospital that delivers; `reopen` is a restart of its gateway."""
 
+    as_of = None
+
     def __init__(self, folder, clock, paths, ways):
         self.folder, self.clock, self.ways = folder, clock, ways
         self.holdings, self.given = FolderHoldings(paths), []
         self._deliveries = None
-        self.is_certain = True
         self.reopen()
 
     def reopen(self):
@@ -53,7 +54,7 @@ class Site:
             {"main": self.ways},
             self.folder / "work",
             audit=self.given.append,
-            is_certain=lambda: self.is_certain,
+            as_of=self.as_of,
             now_ms=self.clock,
         )
 
@@ -254,21 +255,32 @@ def test_what_was_withdrawn_is_not_delivered(site, make_pacs):
     assert [given.code for given in here.given] == ["withheld"]
 
 
-def test_what_nobody_could_be_asked_about_yet_waits_and_is_delivered_later(site, make_pacs):
-    """At a start the ledger was not asked yet: that must not end what has waited for the PACS."""
+def test_what_is_not_known_yet_to_be_granted_is_waited_for(site, make_pacs):
+    """After a start, and while the node cannot be asked, no grant is known at all."""
+    looks = iter([None, 7, 7])
     pacs = make_pacs()
     here = site(dimse(pacs))
-    number = here.deliverer.submit(STUDY, "main")
+    here.as_of = lambda: next(looks)
     here.reopen()
-    here.is_certain = False
+    number = here.deliverer.submit(STUDY, "main")
     here.holdings.withheld.add(STUDY)
-    here.deliverer.run_once()
-    progress = here.deliverer.progress(number)
-    assert (progress.state, pacs.received, here.given) == (State.WAITING, [], [])
-    here.is_certain = True
+    for _ in range(3):  # nothing is known; then by one look, twice
+        assert here.again().reason == "withheld"
+    assert here.deliverer.progress(number).state is State.WAITING
     here.holdings.withheld.clear()
-    progress = here.again()
-    assert (progress.state, progress.verified) == (State.DONE, 8)
+    assert here.again().state is State.DONE
+
+
+def test_what_is_withheld_by_two_looks_is_given_up(site, make_pacs):
+    looks = iter([7, 8])
+    pacs = make_pacs()
+    here = site(dimse(pacs))
+    here.as_of = lambda: next(looks)
+    here.reopen()
+    here.deliverer.submit(STUDY, "main")
+    here.holdings.withheld.add(STUDY)
+    assert here.again().state is State.WAITING
+    assert (here.again().state, pacs.received) == (State.FAILED, [])
 
 
 def test_an_instance_that_the_pacs_falls_over_does_not_hold_up_the_others(site, make_pacs):

@@ -1,7 +1,6 @@
 """The door: who may come in, and what a hostile peer meets; the service is up after each."""
 
 import asyncio
-import datetime
 import os
 import socket
 import ssl
@@ -11,23 +10,22 @@ from pathlib import Path
 
 import pytest
 import uvloop
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
+from pydicom.encaps import encapsulate, generate_frames
 from pynetdicom import build_context
 
 from node.gateway import pdu
-from node.gateway.commitments import Peer
+from node.gateway.dialing import Peer
 from node.gateway.front import Front, FrontRules, _Passage
 from node.gateway.pdu import InvalidPdu
 from node.gateway.spool import Quota, Spool
 from node.gateway.tls import server_context
 from tests.gateway import dimse
 from tests.gateway.dimse import SENDER, TITLE, VERIFICATION, in_thread, opened_door
-from tests.imaging import dicom
+from tests.gateway.identities import Identity
+from tests.imaging import dicom, vendor
+from tests.imaging.test_codestream import swollen
 
 MEMORY_MAX = 256 << 20
 
@@ -299,7 +297,27 @@ async def test_a_broken_transfer_leaves_no_file(folder, tmp_path):
         await in_thread(other.release)
 
 
-@pytest.mark.parametrize("kind", ["bomb", "nested", "uid", "truncated"])
+KINDS = {
+    "bomb": "bomb",
+    "nested": "limit",
+    "uid": "bad_uid",
+    "truncated": "truncated",
+    "rows": "pixels",  # more rows than there are samples
+    "bits": "pixels",  # bits allocated that no image has
+    "rle-broken": "decoder",
+    "rle-bomb": "pixels",
+    "jpeg-2000-bomb": "pixels",  # 60,000 by 60,000 samples are announced
+    "jpeg-ls-bomb": "pixels",
+    "jpeg-lossless-bomb": "pixels",
+    "jpeg-lossless-broken": "decoder",
+    "jpeg-ls-broken": "decoder",
+    "jpeg-2000-broken": "decoder",
+    "fragment": "truncated",  # one that is longer than the file
+    "fragments": "malformed",  # no delimiter at their end
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 async def test_hostile_instances_are_refused_in_little_memory(folder, tmp_path, kind):
     path = hostile(kind, tmp_path / kind)
     async with opened_door(folder) as door:
@@ -311,14 +329,22 @@ async def test_hostile_instances_are_refused_in_little_memory(folder, tmp_path, 
     (aside,) = spool.asides()
     events = spool.index.events()
     spool.close()
-    assert aside.code == {"bomb": "bomb", "nested": "limit", "uid": "bad_uid"}.get(kind, kind)
+    assert aside.code == KINDS[kind]
+    assert len(aside.reason.split()) > 3
     assert len(events) == 1
 
 
 def hostile(kind, path):
     """Write an instance that can be sent, and should not be taken."""
+    if kind.startswith(("rle", "jpeg", "fragment")):
+        return hostile_frames(kind, path)
     dicom.minimal(path)
     loaded = dicom.pydicom.dcmread(path)
+    if kind in ("rows", "bits"):
+        loaded.Rows = 30_000 if kind == "rows" else loaded.Rows
+        loaded.BitsAllocated = 13 if kind == "bits" else 16
+        loaded.save_as(path)
+        return path
     if kind == "uid":
         loaded.StudyInstanceUID = "../../../etc/passwd"
         loaded.save_as(path)
@@ -350,37 +376,25 @@ def hostile(kind, path):
     return path
 
 
-class Identity:
-    """A certificate and key in files, and what a TLS client needs of them."""
-
-    def __init__(self, folder, name):
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        now = datetime.datetime.now(datetime.UTC)
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(subject)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-            .sign(key, hashes.SHA256())
-        )
-        self.certificate, self.key = folder / f"{name}.crt", folder / f"{name}.key"
-        pem = serialization.Encoding.PEM
-        self.certificate.write_bytes(certificate.public_bytes(pem))
-        plain = serialization.NoEncryption()
-        private = serialization.PrivateFormat.PKCS8
-        self.key.write_bytes(key.private_bytes(pem, private, plain))
-        self.digest = certificate.fingerprint(hashes.SHA256())
-
-    def client(self, server):
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname = False
-        context.load_verify_locations(server.certificate)
-        context.load_cert_chain(self.certificate, self.key)
-        return context
+def hostile_frames(kind, path):
+    """Write an image of two compressed frames, the second of which is not what it should be."""
+    codec, _, fault = kind.rpartition("-")
+    made = vendor.generate(path.with_name("vendor"))
+    loaded = dicom.pydicom.dcmread(made[f"mr-{codec or 'rle'}"])
+    first, second = generate_frames(loaded.PixelData, number_of_frames=2)
+    if fault == "bomb":
+        second = swollen(f"mr-{codec}", second)
+    elif fault == "broken":
+        second = second[: len(second) // 3]
+    loaded.PixelData = encapsulate([first, second])
+    if kind == "fragment":
+        at = loaded.PixelData.rindex(second) - 4
+        huge = (2**31).to_bytes(4, "little")
+        loaded.PixelData = loaded.PixelData[:at] + huge + loaded.PixelData[at + 4 :]
+    loaded.save_as(path)
+    if kind == "fragments":
+        path.write_bytes(path.read_bytes()[:-8] + struct.pack("<HHL", 0x7FE0, 0x0011, 0))
+    return path
 
 
 async def test_only_a_trusted_peer_under_its_own_title_passes_over_tls(folder, tmp_path):
@@ -415,6 +429,24 @@ async def test_only_a_trusted_peer_under_its_own_title_passes_over_tls(folder, t
         assert not await tries(door.port, trusted.client(server), "UNLISTED")
         assert await tries(door.port, trusted.client(server))
     assert set(door.codes()) == {"other_certificate", "tls", "unlisted_ae"}
+
+
+def test_every_handshake_succeeds_under_the_loop_that_the_gateway_runs_in(tmp_path):
+    """A handshake that began after the first read lost the client's first bytes, now and then."""
+    server, trusted = Identity(tmp_path, "server"), Identity(tmp_path, "trusted")
+
+    def shake(port):
+        with socket.create_connection(("127.0.0.1", port), 3) as plain:
+            trusted.client(server).wrap_socket(plain).close()
+
+    async def visit():
+        rules = FrontRules(TITLE, {}, idle_seconds=2, arrival_seconds=2)
+        front = Front(rules, lambda *_: False, lambda *_: None, server.serving(trusted))
+        await front.start("127.0.0.1", 0)
+        await asyncio.gather(*(in_thread(shake, front.port) for _ in range(24)))
+        await front.stop()
+
+    uvloop.run(visit())
 
 
 @given(st.binary(max_size=8))

@@ -9,7 +9,8 @@ import pytest
 from pydicom.dataset import Dataset
 from pynetdicom import AE, build_context, evt
 
-from node.gateway.commitments import PUSH_MODEL_INSTANCE, Peer
+from node.gateway.commitments import PUSH_MODEL_INSTANCE
+from node.gateway.dialing import Peer
 from node.gateway.spool import Quota, Spool
 from tests.gateway import dimse
 from tests.gateway.dimse import PUSH_MODEL, VERIFICATION, in_thread, opened_door

@@ -35,6 +35,38 @@ DAMAGED = {
 }
 
 
+# Data sets that pydicom reads and that belong to no study (palettes, and files cut down for tests).
+NO_STUDY = {
+    *(f"{name}.dcm" for name in ("fall", "hotiron", "hotmetalblue", "pet", "pet20step", "spring")),
+    *(f"{name}.dcm" for name in ("summer", "winter", "UN_sequence", "priv_SQ")),
+    *("chrSQEncoding.dcm", "chrSQEncoding1.dcm", "empty_charset_LEI.dcm"),
+    *("JPEGLSNearLossless_08.dcm", "JPEGLSNearLossless_16.dcm", "no_meta_group_length.dcm"),
+    *("SC_rgb_jls_lossy_line.dcm", "SC_rgb_jls_lossy_sample.dcm"),
+}
+
+
+def wheel():
+    """Return every file of the wheel but its Python modules."""
+    return [p for p in sorted(DATA.rglob("*")) if p.is_file() and p.suffix not in (".py", ".pyc")]
+
+
+def refusal_code(path):
+    """Return the code with which the gateway refuses a file of the wheel; None: it takes it."""
+    if path.suffix in _NOT_DICOM:
+        return "foreign"
+    return "no_uid" if path.name in NO_STUDY else expected_code(path)
+
+
+def instances():
+    """Return the files of the wheel that are instances of a study."""
+    return [path for path in wheel() if refusal_code(path) is None]
+
+
+def refused():
+    """Return all the others."""
+    return [path for path in wheel() if refusal_code(path) is not None]
+
+
 def shipped():
     """Return every file of the wheel that means to be DICOM."""
     files = (p for p in sorted(DATA.rglob("*")) if p.is_file() and p.suffix not in _NOT_DICOM)

@@ -1,8 +1,9 @@
 """`make interop`: the gateway against other makers' tools, in a network of loopback alone.
 
-Every module `check_*.py` beside this one has NAME, PACKAGES (Debian's, each with a command that
-shows whether it is there) and `run(work)`, which returns lines to print and raises AssertionError;
-`prepare()`, if there is one, fetches what Debian does not have, and raises AssertionError too.
+Every module `check_*.py` beside this one has NAME, PACKAGES (Debian's, each with a command, or a
+file's pattern, that shows whether it is there) and `run(work)`, which returns lines to print and
+raises AssertionError; `prepare()`, if there is one, fetches what Debian does not have, and raises
+AssertionError too.
 What is missing is installed where we may (`apt-get install`, as root); else it is said, and the
 exit status is 2. Only checks that were named as arguments run, if any were.
 
@@ -91,9 +92,16 @@ def run(check) -> int:
 
 
 def missing_packages(checks) -> set[str]:
-    """Return Debian's packages of which a command is not there."""
+    """Return Debian's packages of which a command, or a file, is not there."""
     wanted = {item for check in checks for item in getattr(check, "PACKAGES", {}).items()}
-    return {package for package, command in wanted if shutil.which(command) is None}
+    return {package for package, command in wanted if not is_there(command)}
+
+
+def is_there(command: str) -> bool:
+    """Whether a command, or a file that an absolute pattern names, is installed."""
+    if command.startswith("/"):
+        return any(Path("/").glob(command.lstrip("/")))
+    return shutil.which(command) is not None
 
 
 def install(packages: set[str]) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pydicom
 
-from node.gateway.commitments import Peer
+from node.gateway.dialing import Peer
 from node.gateway.spool import Quota, Spool
 from tests.gateway.dimse import TITLE, opened_door
 from tests.gateway.test_scp import data_set, sendable

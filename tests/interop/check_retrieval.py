@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pydicom
 
-from node.gateway.commitments import Peer
 from node.gateway.deliver import Deliverer
 from node.gateway.deliveries import Deliveries, State
+from node.gateway.dialing import Peer
 from node.gateway.link import Lender
 from node.gateway.pacs import DimsePacs
 from node.gateway.webpacs import WebPacs

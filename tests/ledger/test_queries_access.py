@@ -234,6 +234,10 @@ def test_a_request_shows_its_life_and_who_is_next(world):
         "uses_spent",
         "ask_anew",
     )
+    assert spent.in_force  # what was counted as the last use goes on
+    world.send(CUSTODIAN, "clinician", ("consent.opt_out", SUBJECT, FORM))
+    ended = request_of(world)
+    assert (ended.refusal, ended.in_force) == ("uses_spent", False)
 
 
 def test_a_withdrawn_consent_shows_at_once_as_the_reason_why_not(world):

@@ -1,6 +1,6 @@
 """What the transfer needs of others: the store, the ledger, whoever keeps the audit records."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, Protocol, TypeAlias
@@ -76,9 +76,13 @@ class Permits(Protocol):
 class Happening(StrEnum):
     """Kinds of `TransferEvent`."""
 
+    OFFERING = "offering"  # the wrapped key and the index are about to go out
     OFFERED = "offered"  # the wrapped key and the index went out
+    SENDING = "sending"  # the first chunk under a request is about to go out
+    SENT = "sent"  # chunks went out, so many
     REFUSED = "refused"  # a request of a peer, with the code
     STOPPED = "stopped"  # a running transfer, with the code
+    NOT_TAKEN = "not_taken"  # what we fetched was refused, by the ledger or by us, with the code
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +93,12 @@ class TransferEvent:
     institution: str | None  # None: of a key that nobody knows
     request_id: bytes | None
     code: str = ""
+    chunks: int = 0
+    bytes: int = 0
 
 
+# Awaited before a key or ciphertext goes out; False: it was not recorded, and must not.
+Admit: TypeAlias = Callable[[TransferEvent], Awaitable[bool]]
 Report: TypeAlias = Callable[[TransferEvent], None]
 InstitutionOf: TypeAlias = Callable[[bytes], str | None]
 Progress: TypeAlias = Callable[[int, int], None]  # bytes that are here, bytes in all

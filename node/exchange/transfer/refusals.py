@@ -79,6 +79,11 @@ def unavailable() -> Refusal:
     return Refusal(503, "ledger_unavailable", "the ledger cannot be asked now; try again", 1)
 
 
+def not_recorded() -> Refusal:
+    """Return the refusal while what leaves here cannot be audited."""
+    return Refusal(503, "not_recorded", "it cannot be audited now, so nothing is given", 30)
+
+
 def internal() -> Refusal:
     """Return the refusal after a fault of ours."""
     return Refusal(500, "internal", "the other side failed; its operator finds why in its log", 5)

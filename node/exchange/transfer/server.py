@@ -29,9 +29,11 @@ from node.exchange.transfer import refusals
 from node.exchange.transfer.acceptor import Acceptor
 from node.exchange.transfer.connections import Connections
 from node.exchange.transfer.errors import InvalidRecord, LedgerUnavailable, NotPermitted
+from node.exchange.transfer.given import GivenOut
 from node.exchange.transfer.limits import Pacer, ServerLimits
 from node.exchange.transfer.offer import Delivery, encode_offer, make_offer
 from node.exchange.transfer.ports import (
+    Admit,
     ChunkSource,
     Happening,
     InstitutionOf,
@@ -71,11 +73,13 @@ class ExchangeServer:
         *,
         limits: ServerLimits | None = None,
         report: Report | None = None,
+        admit: Admit | None = None,
         posts: Iterable[Post] = (),
     ) -> None:
         """`institution_of` names the institution of a certificate's 32-byte key, or None: whoever
         changes `contexts` changes its answers too. Without `deliveries` no key is given out, only
-        chunks. `report` gets what is to be audited, in the event loop; it must not block."""
+        chunks. `report` gets what is to be audited, in the event loop; it must not block. `admit`
+        is awaited before a key, or the first chunk under a request, goes out."""
         self._contexts = contexts
         self._institution_of = institution_of
         self._permits = permits
@@ -83,6 +87,7 @@ class ExchangeServer:
         self._deliveries = deliveries
         self._limits = limits or ServerLimits()
         self._report = report or _unheard
+        self._given = GivenOut(admit, self._report)
         self._posts = tuple(posts)
         self._running = RunningAnswers()
         self._connections = Connections(institution_of, self._limits)
@@ -124,6 +129,7 @@ class ExchangeServer:
             self._watching.cancel()
         await self._acceptor.close()
         self._running.stop("shutdown", self._running.snapshot())
+        self._given.flush(0.0)
         for peer in self._connections:
             reset(peer.transport)
         await self._runner.cleanup()
@@ -219,6 +225,7 @@ class ExchangeServer:
                 raise refusals.not_held() from None
             offer = make_offer(delivery, study)
             data = await self._in_thread(encode_offer, offer)
+            await self._given.offer(running.institution, request_id)
             response = await self._send(request, running, memoryview(data), 200, {})
             event = TransferEvent(Happening.OFFERED, running.institution, request_id)
             self._report(event)
@@ -234,7 +241,10 @@ class ExchangeServer:
             except LookupError:
                 raise refusals.not_held() from None
             status, part, headers = _part(request, memoryview(data))
-            return await self._send(request, running, part, status, headers)
+            await self._given.begin(running.institution, request_id)
+            response = await self._send(request, running, part, status, headers)
+            self._given.add(running.institution, request_id, len(part))
+            return response
 
     @contextlib.contextmanager
     def _answering(self, request: web.Request, request_id: bytes) -> Iterator[Running]:
@@ -345,6 +355,7 @@ class ExchangeServer:
         while True:
             await asyncio.sleep(self._limits.recheck_ms / 1000)
             self._connections.prune(asyncio.get_running_loop().time())
+            self._given.flush()
             request_ids = {running.request_id for running in self._running.snapshot()}
             await asyncio.gather(*map(self._recheck, request_ids))
 

@@ -23,17 +23,20 @@ class WebAccess:
     code: str  # why it was refused, or ""
     instances: int  # stored, or given
     remote: str  # address of the client
+    role: str = ""  # whose token it showed
     study_uid: str = field(default="", repr=False)
 
 
 class Audit(Protocol):
-    """Where accesses are recorded; called on the event loop, so it must not wait."""
+    """Where accesses are recorded, durably: before the first byte of an answer goes out."""
 
-    def record(self, access: WebAccess) -> None: ...
+    async def record(self, access: WebAccess) -> bool:
+        """Return False if it could not be recorded: then nothing is given out."""
+        ...
 
 
 class NoAudit:
     """Records nothing."""
 
-    def record(self, access: WebAccess) -> None:
-        return None
+    async def record(self, access: WebAccess) -> bool:
+        return True

@@ -14,6 +14,10 @@ from PIL import Image
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, pixel_array
 from pydicom.uid import ExplicitVRLittleEndian
 
+from node.imaging import jpeg_lossless
+
+jpeg_lossless.register()
+
 Array = npt.NDArray[Any]
 FORMATS = {"image/jpeg": "JPEG", "image/png": "PNG", "image/gif": "GIF", "image/jp2": "JPEG2000"}
 

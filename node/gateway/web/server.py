@@ -38,6 +38,7 @@ _silent = logging.getLogger(f"{__name__}.http")
 _silent.disabled = True
 
 _SHUTDOWN_S, _LINGER_S = 5.0, 2.0
+_FLOOD_S = 60.0  # one record for many connections that were refused
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _FUZZY = '299 radledger "The fuzzymatching parameter is not supported. Only literal matching has '
 _FUZZY += 'been performed."'
@@ -54,6 +55,8 @@ class Visit:
     study_uid: str = field(default="", repr=False)
     instances: int = 0
     started: web.StreamResponse | None = None  # the answer whose head is out
+    is_recorded: bool = False
+    trouble: str = ""  # what of a message was not understood, though the rest was
 
 
 VISIT = web.RequestKey("visit", Visit)
@@ -71,6 +74,8 @@ class WebServer:
         self._holdings, self._spool = holdings, spool
         self._audit = audit or NoAudit()
         self._uploads = 0
+        self._flood_told_s = -_FLOOD_S
+        self._telling: set[asyncio.Task[bool]] = set()
         limits = config.limits
         # Twice: a part that is whole can always be made durable while others wait for senders.
         self._writers = ThreadPoolExecutor(2 * limits.uploads_max, "web-store")
@@ -130,6 +135,7 @@ class WebServer:
             self._listener.close()
         if self._runner is not None:
             await self._runner.cleanup()
+        await asyncio.gather(*self._telling)
         await self._decoder.close()
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._writers.shutdown(wait=False, cancel_futures=True)
@@ -164,8 +170,18 @@ class WebServer:
     def _connection(self) -> asyncio.Protocol:
         server = self._runner.server if self._runner is not None else None
         if server is None or len(server.connections) >= self._limits.connections_max:
-            return _Refuse()
+            return _Refuse(self._one_too_many)
         return server()
+
+    def _one_too_many(self, remote: str) -> None:
+        """Record that connections are refused, once a minute at most."""
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self._flood_told_s + _FLOOD_S:
+            self._flood_told_s = loop.time()
+            access = WebAccess(Action.NONE, 0, "too_many_connections", 0, remote)
+            task = loop.create_task(self._audit.record(access))
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
 
     # The guard
 
@@ -192,12 +208,15 @@ class WebServer:
             )
             response.force_close()
         except asyncio.CancelledError:
-            self._record(request, 0, "stopped")
+            await self._record(request, 0, "stopped")
             raise
         except Exception as error:  # noqa: BLE001 - the boundary: a client never sees more
             code, response = "internal", _refusal(Problem(500, "internal", incident(error)))
         is_broken = bool(code) and visit.started is not None
-        self._record(request, 0 if is_broken else response.status, code)
+        if code or not visit.is_recorded:
+            is_kept = await self._record(request, 0 if is_broken else response.status, code)
+            if not (is_kept or code or visit.action is Action.STORE):
+                response = _refusal(_not_recorded())
         if visit.started is not None:
             # Half an answer must not look like a whole one.
             if code and request.transport is not None:
@@ -219,10 +238,14 @@ class WebServer:
         visit.role = self._gate.role(request.headers, verified)
         return await handler(request)
 
-    def _record(self, request: web.Request, status: int, code: str) -> None:
+    async def _record(self, request: web.Request, status: int, code: str) -> bool:
         visit, remote = request[VISIT], request.remote or ""
-        self._audit.record(
-            WebAccess(visit.action, status, code, visit.instances, remote, visit.study_uid)
+        role = "" if visit.role is None else visit.role.name.lower()
+        uid = visit.study_uid
+        return await self._audit.record(
+            WebAccess(
+                visit.action, status, code or visit.trouble, visit.instances, remote, role, uid
+            )
         )
 
     def _root(self, request: web.Request) -> str:
@@ -258,7 +281,8 @@ class WebServer:
             )
         finally:
             self._uploads -= 1
-        request[VISIT].instances = stored.successes
+        visit = request[VISIT]
+        visit.instances, visit.trouble = stored.successes, _trouble(stored)
         body = orjson.dumps(stow.response(stored, self._root(request)))
         response = web.Response(status=stored.status, body=body, headers={"Content-Type": kind})
         if stored.status == 503:
@@ -338,6 +362,10 @@ class WebServer:
             _allow_origin(response, visit.origin)
         idle_s = self._limits.idle_timeout_ms / 1000
         async with aclosing(answer.pieces):
+            # No byte leaves before the record of it is on the disk.
+            if not await self._record(request, 200, ""):
+                raise _not_recorded()
+            visit.is_recorded = True
             await response.prepare(request)
             visit.started = response
             async for piece in answer.pieces:
@@ -367,8 +395,12 @@ _SEARCHES = {
 class _Refuse(asyncio.Protocol):
     """A connection too many."""
 
+    def __init__(self, on_refused: Callable[[str], None]) -> None:
+        self._on_refused = on_refused
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         if isinstance(transport, asyncio.Transport):
+            self._on_refused((transport.get_extra_info("peername") or ("",))[0])
             transport.abort()
 
 
@@ -401,6 +433,16 @@ def _refusal(problem: Problem) -> web.Response:
         response.force_close()
     _common_headers(response)
     return response
+
+
+def _trouble(stored: stow.Stored) -> str:
+    if stored.broken:
+        return "message_broken"
+    return "foreign_parts" if stored.foreign_parts else ""
+
+
+def _not_recorded() -> Problem:
+    return Problem(503, "not_recorded", "this cannot be audited now, so nothing is given", 30)
 
 
 def _preflight() -> web.Response:

@@ -189,16 +189,28 @@ def permitted(get: Get, request: Request, height: int) -> str | None:
     with the custodian and is not retired, the asker is not suspended, and consent does not stop
     it. Break-glass does not ask for consent. `get` reads the state. Raises `CorruptRecord`.
     """
+    code = _course_refusal(request, height)
+    if code is not None:
+        return code
+    if request.uses >= request.uses_max:
+        return "uses_spent"
+    return _world_refusal(get, request, height)
+
+
+def is_in_force(get: Get, request: Request, height: int) -> bool:
+    """Return whether access is permitted but for the number of uses: then what was counted as the
+    last use may be brought to its end. Raises `CorruptRecord`."""
+    refusal = _course_refusal(request, height) or _world_refusal(get, request, height)
+    return refusal is None
+
+
+def _course_refusal(request: Request, height: int) -> str | None:
     code = CLOSED_CODES.get(request.state)
     if code is not None:
         return code
     if request.valid_from is None or height < request.valid_from:
         return "request_not_valid_yet"
-    if request.is_due(height):
-        return "request_expired"
-    if request.uses >= request.uses_max:
-        return "uses_spent"
-    return _world_refusal(get, request, height)
+    return "request_expired" if request.is_due(height) else None
 
 
 def _world_refusal(get: Get, request: Request, height: int) -> str | None:

@@ -164,7 +164,8 @@ class RequestView:
     finding: str | None  # of the review of a break-glass access
     height: int  # the next height, for which the following is said
     permitted: bool  # the study may be delivered, received or used
-    refusal: str | None  # the code why not
+    in_force: bool  # so it is but for the number of uses: the last one may be brought to its end
+    refusal: str | None  # the code why it is not permitted
     next_step: NextStep
     review: NextStep | None  # besides: who has to review an emergency access, until it is done
 

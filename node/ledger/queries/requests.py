@@ -91,6 +91,7 @@ def view(moment: Moment, request_id: bytes, stored: Request) -> RequestView:
         finding=stored.finding,
         height=moment.height,
         permitted=refusal is None,
+        in_force=record.is_in_force(moment.get, stored, moment.height),
         refusal=refusal,
         next_step=_next_step(moment, stored, state, refusal),
         review=_review(stored),

@@ -24,8 +24,9 @@ class Ledger:
     def __init__(self):
         self.records = []
 
-    def record(self, access):
+    async def record(self, access):
         self.records.append(access)
+        return True
 
 
 class Site:

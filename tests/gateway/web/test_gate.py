@@ -68,6 +68,8 @@ async def test_connections_are_bounded(serve):
                     assert await reader.read(1) == b""
         for _, writer in idle:
             writer.close()
+    # One record of the flood, not one for each.
+    assert [record.code for record in site.audit.records] == ["too_many_connections"]
 
 
 def test_a_server_that_others_reach_needs_tls(tmp_path):
