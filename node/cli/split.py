@@ -24,8 +24,9 @@ from node.exchange.store.store import StudyStore
 from node.exchange.transfer.state import Deliveries
 from node.gateway.acting import Acting
 from node.gateway.exchange import DELIVERIES
+from node.gateway.parting import SplitRefused
 from node.gateway.series import SeriesRefused, SeriesRow, listed
-from node.gateway.splitting import Outcome, SplitPending, SplitRefused, Splitting
+from node.gateway.splitting import Outcome, SplitPending, Splitting
 
 app = typer.Typer()
 

@@ -7,7 +7,8 @@ entered by the custodian, with the form by which the patient excluded the series
 gets a refusal of every use first of all.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 
 from node.ledger.contracts.consent import CUSTODIAN, DENY, PERMIT
 from node.ledger.queries.access_views import ConsentRuleView, ConsentView
@@ -54,45 +55,57 @@ def carried(
     form_digest: bytes,
     new_id: NewId,
 ) -> list[Operation]:
-    """Return the operations that state the rules about the study anew for its parts; none for what
-    they say already."""
-    rules = () if consent is None else consent.rules
+    """Return the operations that state the rules about the study for its new parts."""
+    state = partial(_stated, study, form_digest, new_id)
+    rules = [rule for rule in _about(consent, study.id) if rule.state in _HOLDING]
+    refusals = [rule for rule in rules if rule.effect == DENY]
+    permissions = [rule for rule in rules if rule.effect == PERMIT and rule.by == CUSTODIAN]
     return [
-        Operation(
-            _OPERATIONS[rule.effect],
-            (
-                new_id(),
-                study.subject_id,
-                part,
-                rule.recipient,
-                rule.purposes,
-                rule.until_height,
-                form_digest,
-            ),
-        )
-        for part in (rest, apart)
-        for rule in _missing(rules, study.id, part, (DENY, PERMIT) if part == rest else (DENY,))
+        *[state(rest, rule) for rule in (*refusals, *permissions)],
+        *[state(apart, rule) for rule in refusals],
     ]
+
+
+def refused_meanwhile(
+    study: StudySummary,
+    rest: bytes,
+    apart: bytes,
+    consent: ConsentView | None,
+    form_digest: bytes,
+    new_id: NewId,
+) -> list[Operation]:
+    """Return the operations that state refusals about the study which came while the transaction
+    was on its way.
+
+    What was once said about a part is never said again, whether it still holds or not: the patient
+    may have taken it back. So no permission comes this way at all.
+    """
+    operations = []
+    for part in (rest, apart):
+        said = {_essence(rule) for rule in _about(consent, part)}
+        for rule in _about(consent, study.id):
+            if rule.effect == DENY and rule.state in _HOLDING and _essence(rule) not in said:
+                operations.append(_stated(study, form_digest, new_id, part, rule))
+    return operations
 
 
 def left_to_patient(consent: ConsentView | None, study_id: bytes) -> int:
     """Return how many permissions about the study only the patient can give anew."""
+    rules = [rule for rule in _about(consent, study_id) if rule.state in _HOLDING]
+    return sum(rule.effect == PERMIT and rule.by != CUSTODIAN for rule in rules)
+
+
+def _stated(
+    study: StudySummary, form_digest: bytes, new_id: NewId, part: bytes, rule: ConsentRuleView
+) -> Operation:
+    about = part, rule.recipient, rule.purposes, rule.until_height
+    arguments = (new_id(), study.subject_id, *about, form_digest)
+    return Operation(_OPERATIONS[rule.effect], arguments)
+
+
+def _about(consent: ConsentView | None, study_id: bytes) -> list[ConsentRuleView]:
     rules = () if consent is None else consent.rules
-    return sum(rule.effect == PERMIT and rule.by != CUSTODIAN for rule in _about(rules, study_id))
-
-
-def _missing(
-    rules: tuple[ConsentRuleView, ...], study_id: bytes, part: bytes, effects: tuple[str, ...]
-) -> Iterator[ConsentRuleView]:
-    said = {_essence(rule) for rule in _about(rules, part)}
-    for rule in _about(rules, study_id):
-        may = rule.effect == DENY or rule.by == CUSTODIAN
-        if may and rule.effect in effects and _essence(rule) not in said:
-            yield rule
-
-
-def _about(rules: tuple[ConsentRuleView, ...], study_id: bytes) -> Iterator[ConsentRuleView]:
-    return (rule for rule in rules if rule.study_id == study_id and rule.state in _HOLDING)
+    return [rule for rule in rules if rule.study_id == study_id]
 
 
 def _essence(rule: ConsentRuleView) -> tuple[object, ...]:

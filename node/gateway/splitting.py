@@ -11,33 +11,26 @@ given anything by a grant of the old study, and nobody anything of what was set 
 
 import asyncio
 import contextlib
-import io
 import logging
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-from node.exchange.store.errors import StudyErased, StudyUnknown
-from node.exchange.store.index import InstanceFacts, InstanceSource, StudyIndex
+from node.exchange.store.errors import StudyUnknown
 from node.exchange.store.store import StudyStore
-from node.gateway import carrying, series
+from node.gateway import carrying
 from node.gateway.acting import Acting
 from node.gateway.erasures import KeepsKeys
-from node.gateway.series import Described
-from node.imaging import description
-from node.imaging.manifest import Instance, Manifest, regrouped
+from node.gateway.parting import FORM_NEEDED, Parting, SplitRefused
+from node.imaging.manifest import Manifest
 from node.imaging.vault import Vault
 from node.imaging.vault_parts import Split
-from node.imaging.vault_rows import State, VaultStudy
 from node.ledger.block import OK
 from node.ledger.contracts.access_record import DELIVERED, GRANTED, RECEIVED, WAITING
-from node.ledger.contracts.vocabulary import instance_bucket, size_bucket
 from node.ledger.errors import Refused
 from node.ledger.queries.access_views import ConsentView, RequestQuery, RequestView
 from node.ledger.queries.studies import StudySummary
-from node.ledger.transaction import Operation
 from node.rpc.service import Submitted
 from node.studies import MAY_SUCCEED_LATER
 
@@ -47,11 +40,6 @@ _ACTIVE, _ERASED = "active", "erased"
 _HELD = (GRANTED, DELIVERED, RECEIVED)
 _REVOKED, _DENIED = "patient_request", "not_available"
 _ERASE_REASON = "subject_request"
-_FORM_NEEDED = "the patient's signed form is needed: --form or --form-digest"
-
-
-class SplitRefused(Exception):
-    """The study cannot be split, or not so; nothing was changed. The text says why."""
 
 
 class SplitPending(Exception):
@@ -77,6 +65,7 @@ class Splitting:
     ) -> None:
         """`kept` keep wrapped keys, which are destroyed with an erased study."""
         self._acting, self._store, self._vault, self._kept = acting, store, vault, kept
+        self._parting = Parting(store, vault)
 
     async def split(
         self, study_id: bytes, words: Sequence[str], form_digest: bytes | None, *, erase: bool
@@ -91,7 +80,9 @@ class Splitting:
         if split is None:
             split = await self._plan(study, words, form_digest)
         elif not split.is_done and study.status == _ACTIVE:
-            split = await asyncio.to_thread(self._plan_again, study_id, words)
+            split = await asyncio.to_thread(self._parting.plan_again, study_id, words)
+        elif split.is_done:
+            await asyncio.to_thread(self._parting.require_apart, split, words)
         if not split.is_done:
             await self._perform(study, split, form_digest)
         left = await self._carry(study, split, form_digest)
@@ -121,107 +112,27 @@ class Splitting:
             raise SplitRefused(f"the study is {study.status}")
         if study.derivation is not None:
             raise SplitRefused("the study was derived from another one and stays as it is")
-        return await asyncio.to_thread(self._plan_now, study, words, form_digest)
-
-    def _plan_now(
-        self, study: StudySummary, words: Sequence[str], form_digest: bytes | None
-    ) -> Split:
-        index = self._index(study.id)
-        self._require_whole(study, index)
-        series.chosen(series.listed(index), words)
-        if form_digest is None:
-            raise SplitRefused(_FORM_NEEDED)
-        return self._planned(index, words)
-
-    def _plan_again(self, study_id: bytes, words: Sequence[str]) -> Split:
-        return self._planned(self._index(study_id), words)
-
-    def _planned(self, index: StudyIndex, words: Sequence[str]) -> Split:
-        rest, apart = series.chosen(series.listed(index), words)
-        return self._vault.plan_split(index.study_id, series.study_uid(index), rest, apart)
-
-    def _index(self, study_id: bytes) -> StudyIndex:
-        try:
-            if self._store.is_complete(study_id):
-                return self._store.index(study_id)
-        except (StudyUnknown, StudyErased) as error:
-            raise SplitRefused("the study is not in the store here") from error
-        raise SplitRefused(
-            "chunks of the study are missing in the store: see radledger store scrub"
-        )
-
-    def _require_whole(self, study: StudySummary, index: StudyIndex) -> Manifest:
-        """Return the newest manifest. Raises `SplitRefused` unless ledger, vault and store have the
-        same version, whole."""
-        versions = [v for v in self._vault.versions(study.id) if v.state is State.FINAL]
-        if not versions or versions[-1].manifest.root != study.root:
-            raise SplitRefused("the vault does not have the version that is on the ledger")
-        named = {each.sop_uid: each.record.file for each in versions[-1].manifest.instances}
-        held = {each.facts.sop_instance_uid: each.facts.digest for each in index.instances}
-        if named != held:
-            raise SplitRefused("the store does not hold every instance of the version registered")
-        return versions[-1].manifest
+        return await asyncio.to_thread(self._parting.plan, study, words, form_digest)
 
     # Performing
 
     async def _perform(self, study: StudySummary, split: Split, form_digest: bytes | None) -> None:
         """Bring a planned split to the ledger and, once it is final, into the vault."""
-        submitted = await asyncio.to_thread(self._submitted, split)
+        submitted = await asyncio.to_thread(self._parting.transaction, split)
         if submitted is None:
             if study.status != _ACTIVE:  # retired or erased before the transaction was sent
                 await self._drop(split)
                 raise SplitRefused(f"the study is {study.status}; the split was given up")
             if form_digest is None:
-                raise SplitRefused(_FORM_NEEDED)
+                raise SplitRefused(FORM_NEEDED)
             # As it is now that nothing can come to it any more.
             study = await self._own(study.id)
-            manifests = await asyncio.to_thread(self._manifests, study, split)
-            await asyncio.to_thread(self._pack, study.id, manifests)
+            manifests = await asyncio.to_thread(self._parting.manifests, study, split)
+            await asyncio.to_thread(self._parting.pack, study.id, manifests)
             submitted = await self._sign(study, split, manifests, form_digest)
         height = await self._send(split, submitted)
         await asyncio.to_thread(self._vault.finish_split, study.id, height)
         log.info("study split study=%s height=%d", study.id.hex(), height)
-
-    def _submitted(self, split: Split) -> bytes | None:
-        latest = self._vault.latest(split.apart.study_id)
-        return None if latest is None else latest.transaction
-
-    def _manifests(self, study: StudySummary, split: Split) -> tuple[Manifest, Manifest]:
-        """Return the first versions of both parts, which the vault keeps from then on."""
-        index = self._index(study.id)
-        source = self._require_whole(study, index)
-        uid = series.study_uid(index)
-        of_series = {each.facts.sop_instance_uid: each.facts.series_uid for each in index.instances}
-        is_apart = {
-            each: self._vault.is_apart(study.id, uid, each) for each in set(of_series.values())
-        }
-        groups: tuple[list[Instance], list[Instance]] = ([], [])
-        for instance in source.instances:
-            groups[is_apart[of_series[instance.sop_uid]]].append(instance)
-        rest, apart = groups
-        return self._prepared(split.rest, rest), self._prepared(split.apart, apart)
-
-    def _prepared(self, part: VaultStudy, instances: Sequence[Instance]) -> Manifest:
-        known = self._vault.latest(part.study_id)
-        if known is not None:
-            return known.manifest
-        manifest = regrouped(part.study_id, part.salt, instances)
-        self._vault.put_prepared(manifest)
-        return manifest
-
-    def _pack(self, study_id: bytes, manifests: Sequence[Manifest]) -> None:
-        """Store both parts, each under a new key, in the order of its manifest."""
-        index = self._index(study_id)
-        for manifest in manifests:
-            sources = [self._source(index, each.sop_uid) for each in manifest.instances]
-            self._store.put(manifest.study_id, manifest.version, sources)
-
-    def _source(self, index: StudyIndex, sop_uid: str) -> InstanceSource:
-        ordinal = index.ordinal_of(sop_uid)
-        if ordinal is None:
-            raise SplitRefused("the store does not hold every instance of the version registered")
-        read = partial(self._store.read, index.study_id, ordinal, index.version)
-        return InstanceSource(index.instances[ordinal].facts, lambda: _Stored(read()))
 
     async def _sign(
         self,
@@ -231,9 +142,8 @@ class Splitting:
         form_digest: bytes,
     ) -> bytes:
         consent = await self._consent(study)
-        index = await asyncio.to_thread(self._index, study.id)
-        facts = {each.facts.sop_instance_uid: each.facts for each in index.instances}
-        rest, apart = (_registration(study, manifest, facts) for manifest in manifests)
+        register = partial(self._parting.registrations, study, manifests)
+        rest, apart = await asyncio.to_thread(register)
         operations = carrying.split_operations(study, (rest, apart), consent, form_digest, _new_id)
         head = await self._acting.client.head()
         transaction_id, raw = self._acting.signer.transaction(operations, head.height)
@@ -270,28 +180,22 @@ class Splitting:
         return None if view is None else view.summary.registered_height
 
     async def _drop(self, split: Split) -> None:
-        """Undo what was prepared; first what is in the store, since the vault says what that is."""
-
-        def undo() -> None:
-            for part in (split.rest, split.apart):
-                with contextlib.suppress(StudyUnknown):
-                    self._store.abandon(part.study_id)
-            self._vault.drop_split(split.source.study_id)
-
-        await asyncio.to_thread(undo)
+        await asyncio.to_thread(self._parting.drop, split)
 
     # What follows
 
     async def _carry(self, study: StudySummary, split: Split, form_digest: bytes | None) -> int:
-        """Carry what was recorded about the old study while the transaction was on its way; return
+        """Carry refusals of the old study that came while the transaction was on its way; return
         how many permissions only the patient can give anew."""
         consent = await self._consent(study)
         parts = split.rest.study_id, split.apart.study_id
-        left = carrying.carried(study, *parts, consent, form_digest or b"", _new_id)
+        left = carrying.refused_meanwhile(study, *parts, consent, form_digest or b"", _new_id)
         if left and form_digest is None:
-            raise SplitRefused(f"a rule came meanwhile: {_FORM_NEEDED}")
+            raise SplitRefused(f"a rule came meanwhile: {FORM_NEEDED}")
         for operation in left:
-            await self._acting.submit(operation.name, operation.arguments)
+            stated = await self._acting.submit(operation.name, operation.arguments)
+            if stated.code not in (OK, "until_passed"):
+                raise SplitRefused(f"a refusal of the study cannot be carried: {stated.code}")
         return carrying.left_to_patient(consent, study.id)
 
     async def _consent(self, study: StudySummary) -> ConsentView | None:
@@ -334,37 +238,6 @@ class Splitting:
             self._store.erase(study_id)
         for kept in self._kept:
             kept.forget_study(study_id)
-
-
-class _Stored(io.RawIOBase):
-    """An instance that lies in the store, as a stream."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces, self._left = pieces, memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, target: Any) -> int:
-        view = memoryview(target).cast("B")
-        while not self._left:
-            try:
-                self._left = memoryview(next(self._pieces))
-            except StopIteration:
-                return 0
-        count = min(len(view), len(self._left))
-        view[:count], self._left = self._left[:count], self._left[count:]
-        return count
-
-
-def _registration(
-    study: StudySummary, manifest: Manifest, facts: dict[str, InstanceFacts]
-) -> Operation:
-    described = [Described(facts[each.sop_uid]) for each in manifest.instances]
-    words = description.modality_of(described), description.region_of(described)
-    buckets = instance_bucket(len(manifest.instances)), size_bucket(manifest.size)
-    place = manifest.study_id, study.subject_id, manifest.root
-    return Operation("study.register", (*place, *words, *buckets))
 
 
 def _new_id() -> bytes:

@@ -5,7 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from node.gateway.carrying import carried, left_to_patient, split_operations
+from node.gateway.carrying import (
+    carried,
+    left_to_patient,
+    refused_meanwhile,
+    split_operations,
+)
 from node.ledger.queries.access_views import ConsentRuleView
 from node.ledger.transaction import Operation
 
@@ -65,16 +70,19 @@ def test_what_is_about_other_studies_or_over_is_not_carried(none):
     assert carry(none) == []
 
 
-def test_what_a_part_says_already_is_not_said_again():
+def meanwhile(*rules):
+    new_id = lambda: bytes(16)  # noqa: E731
+    return said(refused_meanwhile(STUDY, REST, APART, consent(*rules), FORM, new_id))
+
+
+def test_afterwards_only_refusals_come_and_nothing_that_was_once_said():
     rules = [rule("deny", to="gamma"), rule("permit")]
-    assert carry(*rules, rule("deny", REST, "gamma"), rule("permit", REST)) == [
+    assert meanwhile(*rules, rule("deny", REST, "gamma")) == [
         ("consent.restrict", APART, "gamma", (), None)
     ]
-    assert carry(*rules, rule("deny", REST, "gamma", state="withdrawn"))[0][:3] == (
-        "consent.restrict",
-        REST,
-        "gamma",
-    )
+    taken_back = [rule("deny", part, "gamma", state="withdrawn") for part in (REST, APART)]
+    assert meanwhile(*rules, *taken_back) == []
+    assert meanwhile(rule("deny", state="expired")) == []
 
 
 def test_one_transaction_registers_refuses_carries_and_retires_in_that_order():

@@ -20,8 +20,9 @@ from node.exchange.transfer.ports import Chunk
 from node.exchange.transfer.state import Deliveries
 from node.gateway.exchange import DELIVERIES
 from node.gateway.keeping import Keeper
+from node.gateway.parting import SplitRefused
 from node.gateway.series import SeriesRefused
-from node.gateway.splitting import SplitRefused, Splitting
+from node.gateway.splitting import Splitting
 from node.imaging.vault import create_vault, open_vault
 from node.ledger.contracts.consent import RULES_MAX
 from node.ledger.errors import Refused
@@ -178,6 +179,20 @@ async def test_grants_of_a_study_that_is_split_end_and_consent_goes_along(tmp_pa
         again = await split(alpha, study)
         assert (again.rest, again.apart, again.ended) == (done.rest, done.apart, 0)
         assert len((await client.consent(alpha.name, study.subject_id)).rules) == len(rules)
+        # What the patient takes back stays so, however often the command runs.
+        given = next(
+            each for each in rules if each.study_id == done.rest and each.recipient is None
+        )
+        await alpha.submit("consent.withdraw", study.subject_id, given.consent_id, FORM)
+        await split(alpha, study)
+        view = await client.consent(alpha.name, study.subject_id)
+        assert [
+            each.effect
+            for each in view.rules
+            if each.study_id == done.rest and each.state == "in_force"
+        ] == ["deny"]
+        with pytest.raises(SplitRefused, match="by other series; the rest is"):
+            await split(alpha, study, HEAD)
 
 
 async def test_the_old_study_is_erased_with_the_keys_that_were_wrapped(tmp_path):
@@ -234,6 +249,24 @@ async def _shows(gateway, uid, series):
     status, body = await web(gateway, f"/studies/{uid}/series")
     found = json.loads(body) if status == 200 else []
     return {each["0020000E"]["Value"][0] for each in found} == series
+
+
+async def test_a_refusal_that_comes_meanwhile_goes_along(tmp_path, monkeypatch):
+    async with world(tmp_path) as all_:
+        alpha = all_.alpha
+        _, study = await new_study(alpha, tmp_path)
+        async with alpha.acting() as acting:
+            cutting = splitting(alpha, acting)
+            with monkeypatch.context() as patched:
+                cut_at(patched, (acting.client, "submit"))
+                with pytest.raises(Cut):
+                    await cutting.split(study.id, [PSYCH], FORM, erase=False)
+        about = (secrets.token_bytes(16), study.subject_id, study.id)
+        await alpha.submit("consent.restrict", *about, all_.gamma.name, (), None, FORM)
+        done = await split(alpha, study)
+        view = await (await alpha.net.client(alpha.index)).consent(alpha.name, study.subject_id)
+        refused = [each.study_id for each in view.rules if each.recipient == all_.gamma.name]
+        assert refused == [study.id, done.rest, done.apart]
 
 
 @pytest.mark.parametrize("code", ["duplicate", "transaction_expired"])
