@@ -3,6 +3,8 @@
 import asyncio
 import json
 import secrets
+import signal
+import sys
 from types import SimpleNamespace
 from uuid import uuid4
 
@@ -28,6 +30,7 @@ from node.ledger.contracts.consent import RULES_MAX
 from node.ledger.errors import Refused
 from node.ledger.transaction import Operation
 from node.studies import register
+from tests.cli.test_documents import documented, section
 from tests.gateway.flow_world import CLIENT, until_async, world
 from tests.gateway.test_flow_command import configure, told
 from tests.imaging import dicom
@@ -465,6 +468,7 @@ async def test_the_command_lists_series_without_uids_and_splits(tmp_path):
         rows = [{"number": n, "series_number": str(n), "instances": 2} for n in (1, 2)]
         assert [{key: each[key] for key in rows[0]} for each in listed["series"]] == rows
         assert uid not in json.dumps(listed)
+        assert listed.keys() == documented("study split")
         refused = await told("study", *named, "--series", PSYCH, status=1)
         assert "form" in refused["error"]["lines"][0]
         refused = await told("study", *named, "--series", "7", status=2)
@@ -475,7 +479,51 @@ async def test_the_command_lists_series_without_uids_and_splits(tmp_path):
         done = (await told("study", *signed))["split"]
         again = (await told("study", *named, "--series", PSYCH, "--erase-old"))["split"]
         assert (again["rest"], again["apart"]) == (done["rest"], done["apart"])
+        described = section("study split").partition("Each of")[2]
+        assert all(f"`{name}`" in described for name in (*listed["series"][0], *done))
         assert (done["is_erased"], again["is_erased"]) == (False, True)
         assert alpha.bytes_of(bytes.fromhex(done["apart"])) == of_series(study, PSYCH)
         refused = await told("study", *named, "--series", PSYCH, status=1)
         assert refused["error"]["lines"] == ["the study is erased"]
+
+
+KILLED = """
+import os, signal, sys
+from {module} import {owner}
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+{owner}.{name} = die
+from node.cli.study import app
+app()
+"""
+KILLS = [
+    ("node.exchange.store.store", "StudyStore", "_add_version"),
+    ("node.imaging.vault", "Vault", "submit_split"),
+    ("node.imaging.vault", "Vault", "finish_split"),
+    ("node.imaging.vault", "Vault", "delete_study"),
+]
+
+
+async def test_the_command_goes_on_after_each_kill(tmp_path):
+    async with world(tmp_path) as all_:
+        alpha = all_.alpha
+        config = configure(alpha)
+        path = alpha.config.data_dir.parent / "vault.db"
+        alpha.vault = create_vault(path, alpha.passphrase.decode())
+        _, study = await new_study(alpha, tmp_path)
+        words = ["split", study.id.hex(), "-c", config, "--series", PSYCH, "--erase-old"]
+        words += ["--form-digest", FORM.hex()]
+        for module, owner, name in KILLS:
+            code = KILLED.format(module=module, owner=owner, name=name)
+            command = [sys.executable, "-c", code, *map(str, words)]
+            process = await asyncio.create_subprocess_exec(*command)
+            assert await process.wait() == -signal.SIGKILL, name
+        done = (await told("study", *words))["split"]
+        rest, apart = bytes.fromhex(done["rest"]), bytes.fromhex(done["apart"])
+        assert alpha.bytes_of(rest) == of_series(study, HEAD)
+        assert alpha.bytes_of(apart) == of_series(study, PSYCH)
+        assert set(alpha.store.studies()) == {rest, apart}
+        assert alpha.vault.unfinished() == []
+        client = await alpha.net.client(alpha.index)
+        view = await client.consent(alpha.name, study.subject_id)
+        assert [(rule.study_id, rule.effect) for rule in view.rules] == [(apart, "deny")]
