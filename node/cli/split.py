@@ -24,7 +24,7 @@ from node.exchange.store.store import StudyStore
 from node.exchange.transfer.state import Deliveries
 from node.gateway.acting import Acting
 from node.gateway.exchange import DELIVERIES
-from node.gateway.parting import SplitRefused
+from node.gateway.parting import SplitRefused, Wish
 from node.gateway.series import SeriesRefused, SeriesRow, listed
 from node.gateway.splitting import Outcome, SplitPending, Splitting
 
@@ -54,6 +54,10 @@ def split(
             "--form-digest", parser=read_digest, metavar="HEX", help="The same, made elsewhere."
         ),
     ] = None,
+    version: Annotated[
+        int | None,
+        typer.Option("--version", min=1, help="The version of which the list was, as it says."),
+    ] = None,
     erase_old: Annotated[
         bool,
         typer.Option("--erase-old", help="Erase the study that was split, for ever."),
@@ -70,7 +74,8 @@ def split(
             asyncio.run(_list(Desk.open(config_file), study_id, as_json))
             return
         digest = chosen_digest(form, form_digest, "--form", salted=True)
-        asyncio.run(_split(Desk.open(config_file), study_id, series, digest, erase_old, as_json))
+        wish = Wish(series, digest, version, erase_old)
+        asyncio.run(_split(Desk.open(config_file), study_id, wish, as_json))
 
 
 async def _list(desk: Desk, study_id: bytes, as_json: bool) -> None:
@@ -84,21 +89,15 @@ async def _list(desk: Desk, study_id: bytes, as_json: bool) -> None:
         show_json({"study": study_id, "version": index.version, "series": shown, "split": None})
         return
     _show_list(rows)
-    say(f"Next: radledger study split {study_id.hex()} --series N --form FILE.", "bold")
+    command = f"radledger study split {study_id.hex()} --version {index.version}"
+    say(f"Next: {command} --series N --form FILE.", "bold")
 
 
-async def _split(
-    desk: Desk,
-    study_id: bytes,
-    series: list[str],
-    digest: bytes | None,
-    erase: bool,
-    as_json: bool,
-) -> None:
+async def _split(desk: Desk, study_id: bytes, wish: Wish, as_json: bool) -> None:
     async with _store(desk) as store, desk.client() as client, opened(desk) as (vault, signer):
         kept = await asyncio.to_thread(_kept, desk)
         splitting = Splitting(Acting(client, signer), store, vault, kept)
-        done = await splitting.split(study_id, series, digest, erase=erase)
+        done = await splitting.split(study_id, wish)
     if as_json:
         show_json({"study": study_id, "version": None, "series": None, "split": done})
     else:

@@ -6,6 +6,7 @@ Everything here waits for disks: call it in a worker. Each step may be repeated,
 import contextlib
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -30,21 +31,33 @@ class SplitRefused(Exception):
     """The study cannot be split, or not so; nothing was changed. The text says why."""
 
 
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a person asks for."""
+
+    series: Sequence[str]  # to be set apart; see `series.chosen`
+    form_digest: bytes | None  # 32 bytes, of the patient's signed form
+    version: int | None = None  # whose list the numbers are from; None: the newest, unchecked
+    erase: bool = False  # the study that was split
+
+
 class Parting:
     """Plans, packs and drops the parts of studies."""
 
     def __init__(self, store: StudyStore, vault: Vault) -> None:
         self._store, self._vault = store, vault
 
-    def plan(self, study: StudySummary, words: Sequence[str], form_digest: bytes | None) -> Split:
-        """Return the new split of a study into the series that `words` name and the rest.
+    def plan(self, study: StudySummary, wish: Wish) -> Split:
+        """Return the new split of a study into the series that are wished apart and the rest.
 
         Raises `SplitRefused`, `SeriesRefused`, and what vault and store do.
         """
-        index = self._index(study.id)
+        index, words = self._index(study.id), wish.series
+        if wish.version not in (None, index.version):
+            raise SplitRefused(f"the study has version {index.version} now: list its series again")
         self._require_whole(study, index)
         series.chosen(series.listed(index), words)
-        if form_digest is None:
+        if wish.form_digest is None:
             raise SplitRefused(FORM_NEEDED)
         return self._planned(index, words)
 

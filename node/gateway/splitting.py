@@ -22,7 +22,7 @@ from node.exchange.store.store import StudyStore
 from node.gateway import carrying
 from node.gateway.acting import Acting
 from node.gateway.erasures import KeepsKeys
-from node.gateway.parting import FORM_NEEDED, Parting, SplitRefused
+from node.gateway.parting import FORM_NEEDED, Parting, SplitRefused, Wish
 from node.imaging.manifest import Manifest
 from node.imaging.vault import Vault
 from node.imaging.vault_parts import Split
@@ -67,27 +67,25 @@ class Splitting:
         self._acting, self._store, self._vault, self._kept = acting, store, vault, kept
         self._parting = Parting(store, vault)
 
-    async def split(
-        self, study_id: bytes, words: Sequence[str], form_digest: bytes | None, *, erase: bool
-    ) -> Outcome:
-        """Set the series that `words` name apart from the rest of a study; see `series.chosen`.
+    async def split(self, study_id: bytes, wish: Wish) -> Outcome:
+        """Set series apart from the rest of a study.
 
-        `form_digest` is of the patient's signed form. Raises `SplitRefused`, `SeriesRefused`,
-        `SplitPending`, `VaultError`, `StoreError`, and what `Client` raises.
+        Raises `SplitRefused`, `SeriesRefused`, `SplitPending`, `VaultError`, `StoreError`, and what
+        `Client` raises.
         """
         study = await self._own(study_id)
         split = await asyncio.to_thread(self._vault.split_of, study_id)
         if split is None:
-            split = await self._plan(study, words, form_digest)
+            split = await self._plan(study, wish)
         elif not split.is_done and study.status == _ACTIVE:
-            split = await asyncio.to_thread(self._parting.plan_again, study_id, words)
+            split = await asyncio.to_thread(self._parting.plan_again, study_id, wish.series)
         elif split.is_done:
-            await asyncio.to_thread(self._parting.require_apart, split, words)
+            await asyncio.to_thread(self._parting.require_apart, split, wish.series)
         if not split.is_done:
-            await self._perform(study, split, form_digest)
-        left = await self._carry(study, split, form_digest)
+            await self._perform(study, split, wish.form_digest)
+        left = await self._carry(study, split, wish.form_digest)
         ended = await self._end_grants(study_id)
-        if erase:
+        if wish.erase:
             await self._erase(study_id)
         view = await self._acting.client.study(study_id)
         is_erased = view is not None and view.summary.status == _ERASED
@@ -105,14 +103,12 @@ class Splitting:
 
     # Planning
 
-    async def _plan(
-        self, study: StudySummary, words: Sequence[str], form_digest: bytes | None
-    ) -> Split:
+    async def _plan(self, study: StudySummary, wish: Wish) -> Split:
         if study.status != _ACTIVE:
             raise SplitRefused(f"the study is {study.status}")
         if study.derivation is not None:
             raise SplitRefused("the study was derived from another one and stays as it is")
-        return await asyncio.to_thread(self._parting.plan, study, words, form_digest)
+        return await asyncio.to_thread(self._parting.plan, study, wish)
 
     # Performing
 

@@ -22,7 +22,7 @@ from node.exchange.transfer.ports import Chunk
 from node.exchange.transfer.state import Deliveries
 from node.gateway.exchange import DELIVERIES
 from node.gateway.keeping import Keeper
-from node.gateway.parting import SplitRefused
+from node.gateway.parting import SplitRefused, Wish
 from node.gateway.series import SeriesRefused
 from node.gateway.splitting import Splitting
 from node.imaging.vault import create_vault, open_vault
@@ -73,7 +73,7 @@ def splitting(hospital, acting):
 
 async def split(hospital, study, series=PSYCH, *, erase=False, form=FORM):
     async with hospital.acting() as acting:
-        done = await splitting(hospital, acting).split(study.id, [series], form, erase=erase)
+        done = await splitting(hospital, acting).split(study.id, Wish([series], form, erase=erase))
     await hospital.net.wait_height(hospital.net.node(hospital.index).height)
     return done
 
@@ -155,8 +155,13 @@ async def test_grants_of_a_study_that_is_split_end_and_consent_goes_along(tmp_pa
         await alpha.submit("study.classify", study.id, "R")
         request_id = await beta.ask(study)
         await exchange.requester.fetch(request_id, wait_s=30)
+        waiting = secrets.token_bytes(16)
+        words = (waiting, study.id, "gateway", "CAREMGT", 100, 1, False, None, None)
+        await beta.submit("access.request", *words)
+        assert (await alpha.request(waiting)).state == "waiting_person"
         done = await split(alpha, study)
-        assert done.ended == 1
+        assert done.ended == 2
+        assert (await alpha.request(waiting)).state == "denied"
         await until_async(lambda: _is(beta, request_id, "revoked"))
         with pytest.raises(NotPermitted, match="request_revoked"):
             await exchange.requester.use(request_id, b"view")
@@ -235,17 +240,28 @@ async def test_running_gateways_show_what_may_be_shown_as_one_study(tmp_path, mo
     ):
         alpha, beta = all_.alpha, all_.beta
         uid, study = await new_study(alpha, tmp_path)
-        done = await split(alpha, study, erase=True)
-        await beta.ask(part(study, done.rest))
         both = {f"{uid}.{series}" for series in (HEAD, PSYCH)}
-        await until_async(lambda: _shows(home, uid, both))
+        await beta.ask(study)
+        await until_async(lambda: _shows(abroad, uid, both))
+        done = await split(alpha, study)
+        await until_async(lambda: _shows(abroad, uid, set()))
+        await beta.ask(part(study, done.rest))
         await until_async(lambda: _shows(abroad, uid, {f"{uid}.{HEAD}"}))
+        await until_async(lambda: _shows(home, uid, both))
+        await split(alpha, study, erase=True)
+        await until_async(lambda: _has_attested(alpha, study.id, beta.name))
+        await until_async(lambda: _lists(home, {done.rest, done.apart}))
+        await until_async(lambda: _lists(abroad, {done.rest}))
         (row,) = json.loads((await web(home, "/studies"))[1])
         assert [row[tag]["Value"] for tag in ("00201206", "00201208")] == [[2], [4]]
         (row,) = json.loads((await web(abroad, "/studies"))[1])
         assert [row[tag]["Value"] for tag in ("00201206", "00201208")] == [[1], [2]]
         withheld = f"/studies/{uid}/series/{uid}.{PSYCH}/metadata"
         assert [(await web(each, withheld))[0] for each in (home, abroad)] == [200, 404]
+
+
+async def _lists(gateway, study_ids):
+    return set(gateway.holdings._listed) == study_ids
 
 
 async def _shows(gateway, uid, series):
@@ -263,7 +279,7 @@ async def test_a_refusal_that_comes_meanwhile_goes_along(tmp_path, monkeypatch):
             with monkeypatch.context() as patched:
                 cut_at(patched, (acting.client, "submit"))
                 with pytest.raises(Cut):
-                    await cutting.split(study.id, [PSYCH], FORM, erase=False)
+                    await cutting.split(study.id, Wish([PSYCH], FORM))
         about = (secrets.token_bytes(16), study.subject_id, study.id)
         await alpha.submit("consent.restrict", *about, all_.gamma.name, (), None, FORM)
         done = await split(alpha, study)
@@ -282,14 +298,14 @@ async def test_a_refusal_of_what_took_place_already_does_not_undo_it(tmp_path, m
             with monkeypatch.context() as patched:
                 cut_at(patched, (acting.client, "submit"), after=True)
                 with pytest.raises(Cut):
-                    await cutting.split(study.id, [PSYCH], FORM, erase=False)
+                    await cutting.split(study.id, Wish([PSYCH], FORM))
 
             async def refuse(_):
                 raise Refused(code, "not again")
 
             with monkeypatch.context() as patched:
                 patched.setattr(acting.client, "submit", refuse)
-                done = await cutting.split(study.id, [PSYCH], FORM, erase=False)
+                done = await cutting.split(study.id, Wish([PSYCH], FORM))
         assert alpha.vault.split_of(study.id).is_done
         assert alpha.bytes_of(done.apart) == of_series(study, PSYCH)
 
@@ -379,7 +395,7 @@ async def test_a_split_that_is_cut_off_at_any_step_goes_on(tmp_path, monkeypatch
                 with monkeypatch.context() as patched:
                     cut_at(patched, place(alpha, cutting), **how)
                     with pytest.raises(Cut):
-                        await cutting.split(study.id, [PSYCH], FORM, erase=True)
+                        await cutting.split(study.id, Wish([PSYCH], FORM, erase=True))
             alpha.vault.close()
             alpha.vault = open_vault(alpha.folder / "vault.db", "passphrase")
             alpha.open_store()
@@ -428,7 +444,7 @@ async def test_a_study_that_is_erased_while_it_is_split_leaves_nothing(tmp_path,
             with monkeypatch.context() as patched:
                 cut_at(patched, (acting.client.__class__, "submit"))
                 with pytest.raises(Cut):
-                    await cutting.split(study.id, [PSYCH], FORM, erase=False)
+                    await cutting.split(study.id, Wish([PSYCH], FORM))
         await alpha.submit("study.erase", study.id, "subject_request")
         alpha.store.erase(study.id)
         alpha.vault.delete_study(study.id)  # as a running gateway does
@@ -473,9 +489,11 @@ async def test_the_command_lists_series_without_uids_and_splits(tmp_path):
         assert "form" in refused["error"]["lines"][0]
         refused = await told("study", *named, "--series", "7", status=2)
         assert "no series 7" in refused["error"]["lines"][0]
+        refused = await told("study", *named, "--series", PSYCH, "--version", 2, status=1)
+        assert "has version 1 now" in refused["error"]["lines"][0]
         form = tmp_path / "form"
         form.write_text("I do not want the second series to be shared.")
-        signed = (*named, "--series", f"{uid}.{PSYCH}", "--form", form)
+        signed = (*named, "--series", f"{uid}.{PSYCH}", "--form", form, "--version", 1)
         done = (await told("study", *signed))["split"]
         again = (await told("study", *named, "--series", PSYCH, "--erase-old"))["split"]
         assert (again["rest"], again["apart"]) == (done["rest"], done["apart"])
