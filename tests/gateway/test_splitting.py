@@ -24,7 +24,7 @@ from node.gateway.exchange import DELIVERIES
 from node.gateway.keeping import Keeper
 from node.gateway.parting import SplitRefused, Wish
 from node.gateway.series import SeriesRefused
-from node.gateway.splitting import Splitting
+from node.gateway.splitting import SplitPending, Splitting
 from node.imaging.vault import create_vault, open_vault
 from node.ledger.contracts.consent import RULES_MAX
 from node.ledger.errors import Refused
@@ -433,6 +433,32 @@ async def test_what_the_ledger_refuses_leaves_everything_as_it_was(tmp_path):
         late = [write(tmp_path, uid, PSYCH, 9)]
         (taken,) = (await register(late, client, alpha.vault, alpha.signer)).studies
         assert taken.prepared.manifest.study_id == study.id
+
+
+async def test_what_the_node_refuses_is_undone_unless_it_may_succeed_later(tmp_path, monkeypatch):
+    async with world(tmp_path) as all_:
+        alpha = all_.alpha
+        _, study = await new_study(alpha, tmp_path)
+        wish = Wish([PSYCH], FORM)
+        async with alpha.acting() as acting:
+            refusals = [Refused("busy", "later"), Refused("transaction_expired", "too late")]
+
+            async def refuse(_):
+                raise refusals.pop(0)
+
+            with monkeypatch.context() as patched:
+                patched.setattr(acting.client, "submit", refuse)
+                with pytest.raises(SplitPending):
+                    await splitting(alpha, acting).split(study.id, wish)
+                signed = [version.transaction for version in alpha.vault.unfinished()]
+                assert len(signed) == 2
+                assert len(set(signed)) == 1
+                with pytest.raises(SplitRefused, match="everything is as it was"):
+                    await splitting(alpha, acting).split(study.id, wish)
+        assert list(alpha.store.studies()) == [study.id]
+        assert alpha.vault.unfinished() == []
+        done = await split(alpha, study)
+        assert alpha.bytes_of(done.apart) == of_series(study, PSYCH)
 
 
 async def test_a_study_that_is_erased_while_it_is_split_leaves_nothing(tmp_path, monkeypatch):
