@@ -435,11 +435,13 @@ def _open_patiently(path: Path, source: MasterSource) -> tuple[sqlite3.Connectio
             header = _prepare(connection, path, source)
             connection.execute(f"PRAGMA busy_timeout = {int(_BUSY_SECONDS * 1000)}").fetchall()
             return connection, header
-        except BaseException as error:
+        except sqlite3.OperationalError as error:
             connection.close()
-            busy = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
-            if not busy or time.monotonic() > end_s:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > end_s:
                 raise
+        except BaseException:
+            connection.close()
+            raise
         time.sleep(_OPENING_SECONDS / 10 * (1 + secrets.randbelow(10)))
 
 
