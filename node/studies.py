@@ -32,7 +32,8 @@ from node.rpc.service import Submitted, Wait
 VALIDITY_HEIGHTS = 5_000  # how far ahead a transaction stays valid: hours under load
 IN_FLIGHT_MAX = 32  # studies that are signed, sent and waited for at once
 ROUNDS_MAX = 3  # of preparing again after what an earlier call had left behind is settled
-_MAY_SUCCEED_LATER = frozenset({"busy", "duplicate", "mempool_full", "quota_exceeded", "replayed"})
+# Codes of refusals after which the very same transaction may still take place.
+MAY_SUCCEED_LATER = frozenset({"busy", "duplicate", "mempool_full", "quota_exceeded", "replayed"})
 
 _Answer = TypeVar("_Answer")
 
@@ -192,7 +193,7 @@ class _Session:
             found = await self._on_chain(manifest, transaction_id)
             if found is not None:
                 return Registration(prepared, found)
-            if refused.code in _MAY_SUCCEED_LATER:  # it stays as it is, and is sent again next time
+            if refused.code in MAY_SUCCEED_LATER:  # it stays as it is, and is sent again next time
                 return Registration(prepared, refusal=str(refused), is_pending=True)
             await asyncio.to_thread(self.vault.mark_refused, manifest)
             return Registration(prepared, refusal=str(refused))

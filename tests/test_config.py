@@ -238,6 +238,8 @@ listen_port = 1
         ("[mempool]\nbytes_max=9999999999999999999999", "a number of more than 64 bits is above"),
         ("[log]\nlevel=nan", "nan is not one of"),
         ("[lgo]\nlevel='info'", "lgo: unknown key; did you mean log?"),
+        ("[gateway]\nspool_dir='s'\napart=[{}]", "apart[0]: needs modality or description"),
+        ("[gateway]\nspool_dir='s'\napart=[{modality='mr'}]", "does not have the form"),
         ('["weird key"]\n', "unknown key; known here"),
     ],
 )

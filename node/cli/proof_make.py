@@ -16,6 +16,7 @@ from node.cli.failures import UNABLE, USAGE, WRONG, Failure, explained
 from node.cli.output import Json, say, show_json
 from node.cli.proof_verify import facts, show
 from node.cli.registrar import vault_of
+from node.imaging.commitment import SERIES_INSTANCE
 from node.imaging.manifest import ID_BYTES, Instance, Manifest, blinding
 from node.imaging.reader import StudyFiles, read_studies
 from node.imaging.vault import Vault
@@ -154,10 +155,17 @@ def _study_id(vault: Vault, files: StudyFiles | None, word: str) -> bytes:
         if len(study_id) != ID_BYTES:
             raise Failure(USAGE, f"{word}: neither a path here nor the id of a study")
         return study_id
-    study = vault.find_study(files.study_uid)
-    if study is None:
+    series = {read.text(SERIES_INSTANCE) for read in files.files.values()}
+    found = (vault.part_of(files.study_uid, uid) for uid in series)
+    ids = {part.study_id for part in found if part is not None}
+    if not ids:
         raise Failure(WRONG, "this study is not in the institution's vault: register it first")
-    return study.study_id
+    if len(ids) > 1:
+        listed = [f"study {each.hex()}" for each in sorted(ids)]
+        raise Failure(
+            USAGE, f"{word} is in several parts on the ledger; name one by its id", *listed
+        )
+    return ids.pop()
 
 
 async def _registered(client: Client, vault: Vault, study_id: bytes) -> Manifest:

@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from node.cli import custody, deliver, export, fetch, find
+from node.cli import custody, deliver, export, fetch, find, split
 from node.cli.arguments import (
     DEFAULT_CONFIG,
     ConfigFile,
@@ -34,6 +34,7 @@ from node.cli.study_report import (
     show_registrations,
     show_report,
 )
+from node.imaging.parts import rules_of_config
 from node.imaging.reader import Step
 from node.imaging.register import Options
 from node.imaging.verify import Report
@@ -76,8 +77,9 @@ def register_command(
 ) -> None:
     """Put commitments to studies on the chain. Run it again after any interruption: it goes on."""
     with explained(as_json):
-        options = Options(replace_changed=replace_changed)
         desk = Desk.open(config_file)
+        apart = rules_of_config(desk.config.gateway)
+        options = Options(replace_changed=replace_changed, apart=apart)
         result = asyncio.run(_register(desk, paths, wait, options, jobs, quiet=as_json))
         if as_json:
             show_json(registrations_plain(result))
@@ -325,3 +327,4 @@ app.add_typer(find.app)
 app.add_typer(fetch.app)
 app.add_typer(deliver.app)
 app.add_typer(export.app)
+app.add_typer(split.app)

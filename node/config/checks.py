@@ -115,6 +115,10 @@ def _gateway(gateway: Mapping[str, Any]) -> Found:
             "tls_key_file, or allow_clear = true where the network itself is trusted",
         )
     yield from _dicom_peers(gateway, has_tls=bool(files))
+    apart = gateway.get("apart")
+    for index, series in enumerate(apart if isinstance(apart, list) else []):
+        if series == {}:
+            yield ("gateway", "apart", index), "needs modality or description, or both"
     yield from _audit(_table(gateway, "audit"))
 
 

@@ -213,6 +213,15 @@ class AuditConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ApartSeries:
+    """Series that become studies of the ledger by themselves: all that is given must hold."""
+
+    modality: Annotated[str, Field(pattern=r"^[A-Z0-9]{2,16}$")] | None = None
+    # Contained in the Series Description, whatever its case.
+    description: Annotated[str, Field(min_length=2, max_length=64)] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayConfig:
     """Receiving images: `radledger gateway start`, a process of its own beside the node."""
 
@@ -225,6 +234,7 @@ class GatewayConfig:
     tls_key_file: ResolvedPath | None = None
     tls_trust_file: ResolvedPath | None = None  # PEM; who signs the peers' certificates
     peers: Annotated[tuple[DicomPeer, ...], Field(max_length=256)] = ()
+    apart: Annotated[tuple[ApartSeries, ...], Field(max_length=64)] = ()
     watch_dir: ResolvedPath | None = None
     metrics_port: AnyPort | None = None  # of /health and /metrics, on 127.0.0.1; None: neither
     quiet_ms: Delay = 60_000  # a study is complete when nothing has come for so long

@@ -48,6 +48,8 @@ from node.gateway.tls import server_context
 from node.gateway.watch import Watch
 from node.gateway.web.server import WebServer
 from node.imaging.errors import VaultError
+from node.imaging.parts import rules_of_config
+from node.imaging.register import Options
 from node.imaging.vault import Vault
 from node.keys import KeyFileError
 from node.ledger.errors import Refused
@@ -201,7 +203,8 @@ class Gateway:
 
     async def _register(self, paths: Sequence[Path]) -> Registrations:
         parts = self._parts
-        done = await register(paths, parts.client, parts.vault, parts.signer)
+        options = Options(apart=rules_of_config(parts.config))
+        done = await register(paths, parts.client, parts.vault, parts.signer, options=options)
         self.registered += sum(each.is_done and each.submitted is not None for each in done.studies)
         return done
 
@@ -228,6 +231,22 @@ class Gateway:
         future = loop.run_in_executor(None, self.holdings.add, study_id)
         future.add_done_callback(_tell_failure)
 
+    def registered_elsewhere(self, study_id: bytes) -> None:
+        """Let searches find a study that another process of this hospital registered and stored,
+        as a part of one that was split. Called in the event loop."""
+        loop = asyncio.get_running_loop()
+        future = loop.run_in_executor(None, self._list_stored, study_id)
+        future.add_done_callback(_tell_failure)
+        future.add_done_callback(lambda done: self._listed(done, study_id))
+
+    def _list_stored(self, study_id: bytes) -> bool:
+        """List a study if it is stored; what comes by the spool is registered before it is."""
+        return bool(self._parts.store.versions(study_id)) and bool(self.holdings.add(study_id))
+
+    def _listed(self, done: asyncio.Future[bool], study_id: bytes) -> None:
+        if not done.cancelled() and done.exception() is None and done.result():
+            self._parts.on_kept(study_id)
+
     def deliverable(self, study_id: bytes) -> str | None:
         """List a study that came; return its UID, None if it may not be delivered now. Waits for
         disks."""
@@ -240,7 +259,7 @@ class Gateway:
         self.auditor.tell(Act("erased", studies=(study_id,)))
         uid = self.holdings.remove(study_id)
         self._parts.vault.delete_study(study_id)
-        if uid is not None:
+        if uid is not None and not self._parts.vault.parts(uid):  # other parts go on with it
             self.spool.forget(uid)
         self.spool.foreign.forget(study_id)
 

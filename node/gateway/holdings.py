@@ -179,6 +179,7 @@ class StoreHoldings:
         self._lock = threading.Lock()
         self._listed: dict[bytes, StudyRow] = {}
         self._kept: OrderedDict[bytes, HeldStudy] = OrderedDict()
+        self._joined: dict[str, tuple[frozenset[bytes], StudyRow]] = {}
 
     def judged_by(self, may_show: Callable[[bytes], bool]) -> "StoreHoldings":
         """Return the same holdings under another rule of what may be given out."""
@@ -215,6 +216,7 @@ class StoreHoldings:
         with self._lock:
             self._listed[study_id] = StudyRow(study.uid, study.attributes)
             self._kept.pop(study_id, None)
+            self._joined.pop(study.uid, None)
         return study.uid
 
     def remove(self, study_id: bytes) -> str | None:
@@ -225,6 +227,8 @@ class StoreHoldings:
         with self._lock:
             row = self._listed.pop(study_id, None)
             self._kept.pop(study_id, None)
+            if row is not None:
+                self._joined.pop(row.uid, None)
         return None if row is None else row.uid
 
     def ids_of(self, uid: str) -> list[bytes]:
@@ -235,11 +239,29 @@ class StoreHoldings:
     def studies(self) -> Sequence[StudyRow]:
         with self._lock:
             listed = list(self._listed.items())
-        rows: dict[str, StudyRow] = {}
+        parts: dict[str, dict[bytes, StudyRow]] = {}
         for study_id, row in listed:
-            if row.uid not in rows and self._may_show(study_id):
-                rows[row.uid] = row
-        return in_order(rows.values())
+            if self._may_show(study_id):
+                parts.setdefault(row.uid, {})[study_id] = row
+        return in_order(self._row(uid, rows) for uid, rows in parts.items())
+
+    def _row(self, uid: str, rows: dict[bytes, StudyRow]) -> StudyRow:
+        """Return the row of a study whose parts that may be shown are `rows`."""
+        if len(rows) == 1:
+            return next(iter(rows.values()))
+        shown = frozenset(rows)
+        with self._lock:
+            known = self._joined.get(uid)
+        if known is not None and known[0] == shown:
+            return known[1]
+        try:
+            found = [self._load(study_id) for study_id in rows]
+        except (Withheld, OSError):  # told by who asks for the study itself
+            return next(iter(rows.values()))
+        row = StudyRow(uid, _joined(uid, found).attributes)
+        with self._lock:
+            self._joined[uid] = shown, row
+        return row
 
     def study(self, uid: str) -> HeldStudy | None:
         with self._lock:
@@ -247,8 +269,7 @@ class StoreHoldings:
         found = [self._load(study_id) for study_id in ids if self._may_show(study_id)]
         if len(found) < 2:
             return found[0] if found else None
-        # One study by its UID, in parts from several hospitals.
-        return make_study(uid, (instance for study in found for instance in study.instances))
+        return _joined(uid, found)
 
     def open(self, instance: HeldInstance) -> BinaryIO:
         study_id, version, ordinal = cast(tuple[bytes, int, int], instance.place)
@@ -322,6 +343,11 @@ class _Blocks(io.RawIOBase):
         view[: len(data)] = data
         self._at += len(data)
         return len(data)
+
+
+def _joined(uid: str, parts: Iterable[HeldStudy]) -> HeldStudy:
+    """Return one study by its UID, which is in parts: of several hospitals, or series apart."""
+    return make_study(uid, (instance for part in parts for instance in part.instances))
 
 
 def _study_of(index: StudyIndex) -> HeldStudy:

@@ -26,7 +26,7 @@ from node.gateway.exchange import Exchange
 from node.gateway.exchange_opening import belongings_of, settings_of
 from node.gateway.hand_over import HandOver
 from node.gateway.health_server import HOST, HealthServer
-from node.gateway.ledger_events import LedgerEvents
+from node.gateway.ledger_events import LedgerEvents, id_in, word_in
 from node.gateway.mending import Mended
 from node.gateway.metrics import GatewayMetrics
 from node.gateway.monitor import Monitor, Watched
@@ -36,6 +36,7 @@ from node.gateway.scrubbing import DAY_MS, Scrubbing
 from node.gateway.shown import Shown
 from node.imaging.vault import Vault
 from node.ledger.genesis import Genesis
+from node.ledger.queries.blocks import EventView
 from node.network.errors import CertificateRefused
 from node.provision import InvalidCard
 from node.rpc.client import Client
@@ -88,6 +89,7 @@ async def running(
     )
     gateway = await asyncio.to_thread(Gateway, parts, log_level=log_level)
     sides.gateway = gateway
+    events.on(lambda view: sides.registered(view, acting.institution), "study_registered")
     work: list[Coroutine[Any, Any, None]] = []
     if exchange is not None:
         takers = [peer.ae_title for peer in config.gateway.peers if peer.takes_fetched]
@@ -161,6 +163,10 @@ class _Sides:
     def erased(self, study_id: bytes) -> None:
         if self.gateway is not None:
             self.gateway.forget(study_id)
+
+    def registered(self, view: EventView, institution: str) -> None:
+        if self.gateway is not None and word_in(view, 1) == institution:
+            self.gateway.registered_elsewhere(id_in(view))
 
     def inquired(self, event: FederationEvent) -> None:
         if self.gateway is not None:

@@ -5,9 +5,9 @@ A word that is not listed never passes, whatever a file says, because free text 
 
 from collections import Counter
 from collections.abc import Iterable
+from typing import Protocol
 
 from node.imaging import commitment
-from node.imaging.commitment import CommittedFile
 from node.ledger.contracts.vocabulary import MODALITIES, REGIONS
 
 OTHER_MODALITY = "OT"  # DICOM's own word for "other"
@@ -43,7 +43,14 @@ _REGION_TERMS = {
 _REGION_OF = {term: region for region, terms in _REGION_TERMS.items() for term in terms.split()}
 
 
-def modality_of(files: Iterable[CommittedFile]) -> str:
+class Described(Protocol):
+    """An instance of which some elements are known."""
+
+    def text(self, tag: int) -> str:
+        """Return the text of the top-level element `tag`, or "" if it has none."""
+
+
+def modality_of(files: Iterable[Described]) -> str:
     """Return the modality of a study of `files`: the most frequent, images before companions."""
     words = Counter(read.text(commitment.MODALITY).upper() for read in files)
     words.pop("", None)
@@ -52,7 +59,7 @@ def modality_of(files: Iterable[CommittedFile]) -> str:
     return word if word in MODALITIES else OTHER_MODALITY
 
 
-def region_of(files: Iterable[CommittedFile]) -> str:
+def region_of(files: Iterable[Described]) -> str:
     """Return the coarse body region of a study of `files`, the most frequent one named."""
     regions = Counter(_region(read.text(commitment.BODY_PART)) for read in files)
     if len(regions) > 1:

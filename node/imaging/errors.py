@@ -58,3 +58,7 @@ class VaultDamaged(VaultError):
 
 class VaultTooNew(VaultError):
     """A newer program wrote this vault."""
+
+
+class BeingSplit(VaultError):
+    """The study is being split into parts, and takes nothing before that has come to its end."""

@@ -16,7 +16,7 @@ encrypted. Its bytes are made and read by `manifest_codec`.
 import hashlib
 import secrets
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -165,6 +165,15 @@ def next_version(previous: Manifest, files: Iterable[CommittedFile]) -> Manifest
     return _assemble(
         previous.study_id, version, previous.root, previous.salt, list(instances.values())
     )
+
+
+def regrouped(study_id: bytes, salt: bytes, instances: Iterable[Instance]) -> Manifest:
+    """Return version 1 of a new study, of instances that another study has.
+
+    They are drawn new indexes: nothing of the other one's order or leaves comes along.
+    """
+    drawn = [replace(each, index=secrets.token_bytes(INDEX_BYTES)) for each in instances]
+    return _assemble(study_id, 1, None, salt, drawn)
 
 
 def _assemble(

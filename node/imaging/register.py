@@ -15,11 +15,13 @@ from enum import Enum
 from pathlib import Path
 
 from node.imaging import commitment, description
-from node.imaging.errors import UnreadableInstance
+from node.imaging.errors import BeingSplit, UnreadableInstance
 from node.imaging.limits import LIMITS, Limits
 from node.imaging.manifest import Instance, Manifest, first_version, next_version, record_of
+from node.imaging.parts import ApartRule, divided
 from node.imaging.reader import Conflict, Mapper, Progress, StudyFiles, read_studies
-from node.imaging.vault import State, Vault, VaultStudy, VaultVersion
+from node.imaging.vault import Vault
+from node.imaging.vault_rows import State, VaultStudy, VaultVersion
 from node.ledger.contracts.vocabulary import instance_bucket, size_bucket
 from node.ledger.transaction import Operation
 
@@ -29,6 +31,7 @@ class Options:
     """What the caller chooses."""
 
     replace_changed: bool = False  # let an instance's new content succeed the registered one
+    apart: tuple[ApartRule, ...] = ()  # which series become studies of the ledger by themselves
     limits: Limits = LIMITS
 
 
@@ -85,8 +88,10 @@ def prepare(
     Raises `ValueError` as `read_studies` does and `VaultError` as the vault does.
     """
     reading = read_studies(paths, progress, mapper, options.limits)
-    studies = tuple(_prepare_study(files, vault, options) for files in reading.studies)
-    return Preparation(studies, reading.unreadable)
+    studies = [
+        prepared for files in reading.studies for prepared in _prepare_parts(files, vault, options)
+    ]
+    return Preparation(tuple(studies), reading.unreadable)
 
 
 def pending(vault: Vault) -> list[PreparedStudy]:
@@ -99,13 +104,23 @@ def pending(vault: Vault) -> list[PreparedStudy]:
     return [_resume(version) for version in unfinished]
 
 
-def _prepare_study(files: StudyFiles, vault: Vault, options: Options) -> PreparedStudy:
+def _prepare_parts(files: StudyFiles, vault: Vault, options: Options) -> list[PreparedStudy]:
+    """Return what is to be done about each part of one DICOM study."""
     patients = {_patient(read) for read in files.files.values()}
     if len(patients) > 1:
-        return _refused(files, f"the files of this study name {len(patients)} patients")
+        return [_refused(files, f"the files of this study name {len(patients)} patients")]
     if not files.files:
-        return _refused(files, "every instance of this study is in conflict with another copy")
-    study = _study(files, vault, *patients)
+        return [_refused(files, "every instance of this study is in conflict with another copy")]
+    try:
+        parts = divided(files, vault, options.apart)
+        return [_prepare_study(group, vault, study, options) for study, group in parts]
+    except BeingSplit as error:
+        return [_refused(files, str(error))]
+
+
+def _prepare_study(
+    files: StudyFiles, vault: Vault, study: VaultStudy, options: Options
+) -> PreparedStudy:
     versions = vault.versions(study.study_id)
     latest = versions[-1] if versions else None
     if latest is not None and latest.state is State.SUBMITTED:
@@ -175,15 +190,6 @@ def is_registered(instance: Instance, read: commitment.CommittedFile) -> bool:
     pixels = {p.digest for p in (given.pixels.samples, given.pixels.payload) if p} or {b""}
     same = (known.rules, known.core, known.private) == (given.rules, given.core, given.private)
     return same and known.pixels in pixels
-
-
-def _study(files: StudyFiles, vault: Vault, patient: tuple[str, str]) -> VaultStudy:
-    known = vault.find_study(files.study_uid)
-    if known is not None:
-        return known
-    # Without a patient id two studies cannot be known to be of one person.
-    subject = patient if patient[0] else ("", files.study_uid)
-    return vault.study(files.study_uid, vault.subject_id(*subject))
 
 
 def _patient(read: commitment.CommittedFile) -> tuple[str, str]:

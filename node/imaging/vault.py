@@ -1,13 +1,8 @@
 """The institution's own vault: pseudonyms, salts and manifests, encrypted at rest.
 
-An sqlite file (mode 0600) that several processes may use at once. No identifier stands in it in
-clear: rows are found by HMAC and sealed by AES-256-GCM (`vault_keys.py`).
-
-    meta      name                 -> value; "header" (`vault_keys`), "header_digest" its SHA-256
-    subjects  lookup(patient)      -> seal(subject id)
-    studies   lookup(study UID)    -> lookup(study id), seal(study id, subject id, salt)
-    versions  lookup(study id), version, state
-                                   -> seal(manifest, transaction id, transaction, height)
+An sqlite file (mode 0600) that several processes may use at once; its tables are in `vault_schema`.
+No identifier stands in it in clear: rows are found by HMAC and sealed by AES-256-GCM
+(`vault_keys.py`). What it knows of parts of a DICOM study is in `vault_parts`.
 
 A pseudonym is random and drawn once. A version is *prepared* (its operation may be submitted),
 *submitted* (the signed transaction is kept, so that a crash before or after sending it is healed by
@@ -20,72 +15,26 @@ import hashlib
 import os
 import secrets
 import sqlite3
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 
-from consensus.wire import NotCanonical, Value, pack, unpack
-from node.imaging import manifest_codec
-from node.imaging.errors import InvalidManifest, VaultDamaged, VaultError, VaultTooNew
-from node.imaging.manifest import ID_BYTES, SALT_BYTES, Manifest
-from node.imaging.vault_keys import VaultKeys, new_keys, open_header
+from node.imaging.errors import VaultDamaged, VaultError, VaultTooNew
+from node.imaging.manifest import ID_BYTES, Manifest
+from node.imaging.vault_keys import new_keys, open_header
+from node.imaging.vault_parts import Parts
+from node.imaging.vault_rows import State, VaultVersion, translated
+from node.imaging.vault_schema import (
+    APPLICATION_ID,
+    SCHEMA,
+    SCHEMA_VERSION,
+    migrate,
+    schema_of,
+)
 
-SCHEMA_VERSION = 1
-_APPLICATION_ID = 0x52_4C_56_31  # "RLV1", tells the file from any other sqlite database
 _BUSY_SECONDS = 15.0
-_SCHEMA = f"""
-CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE subjects (lookup BLOB PRIMARY KEY, row BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE studies (
-    lookup BLOB PRIMARY KEY, id_lookup BLOB NOT NULL UNIQUE, row BLOB NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE versions (
-    id_lookup BLOB NOT NULL, version INTEGER NOT NULL, state INTEGER NOT NULL, row BLOB NOT NULL,
-    PRIMARY KEY (id_lookup, version)
-);
-CREATE INDEX unfinished ON versions (state) WHERE state < 3;
-PRAGMA application_id = {_APPLICATION_ID};
-PRAGMA user_version = {SCHEMA_VERSION};
-"""
 
 
-class State(Enum):
-    """How far a version of a study has come."""
-
-    PREPARED = 1
-    SUBMITTED = 2
-    FINAL = 3
-
-
-@dataclass(frozen=True, slots=True)
-class VaultStudy:
-    """What the vault knows of a study apart from its versions."""
-
-    study_id: bytes  # 16 bytes
-    subject_id: bytes  # 16 bytes
-    salt: bytes  # 32 bytes
-
-
-@dataclass(frozen=True, slots=True)
-class VaultVersion:
-    """One version of a study."""
-
-    manifest: Manifest
-    state: State
-    transaction_id: bytes | None  # 32 bytes, once submitted
-    transaction: bytes | None  # the signed bytes, while submitted
-    height: int | None  # once final
-
-
-class Vault:
+class Vault(Parts):
     """An open vault. Safe to use from several threads; close it, or use it in a `with`."""
-
-    def __init__(self, connection: sqlite3.Connection, keys: VaultKeys) -> None:
-        self._connection, self._keys = connection, keys
-        self._lock = threading.RLock()
 
     def __enter__(self) -> "Vault":
         return self
@@ -116,27 +65,6 @@ class Vault:
             connection.execute("INSERT INTO subjects VALUES (?, ?)", (lookup, sealed))
         return subject
 
-    def find_study(self, study_uid: str) -> VaultStudy | None:
-        """Return the study with that Study Instance UID, or None."""
-        lookup = self._keys.lookup("study", study_uid.encode())
-        with self._read() as connection:
-            return self._study(connection, lookup)
-
-    def study(self, study_uid: str, subject_id: bytes) -> VaultStudy:
-        """Return the study with that Study Instance UID; a new one gets a random id and salt."""
-        lookup = self._keys.lookup("study", study_uid.encode())
-        with self._change() as connection:
-            if known := self._study(connection, lookup):
-                return known
-            new = VaultStudy(
-                secrets.token_bytes(ID_BYTES), subject_id, secrets.token_bytes(SALT_BYTES)
-            )
-            row = pack((new.study_id, new.subject_id, new.salt))
-            sealed = self._keys.seal(row, "study", lookup)
-            values = (lookup, self._id_lookup(new.study_id), sealed)
-            connection.execute("INSERT INTO studies VALUES (?, ?, ?)", values)
-        return new
-
     def versions(self, study_id: bytes) -> list[VaultVersion]:
         """Return all versions of the study, the oldest first."""
         lookup = self._id_lookup(study_id)
@@ -165,13 +93,11 @@ class Vault:
         """Keep `manifest` as its study's next version, in place of one that is only prepared.
 
         Raises `VaultError` if the version was submitted already, or does not follow on a final one:
-        another process was faster.
+        another process was faster; `BeingSplit` while its study is split.
         """
         lookup = self._id_lookup(manifest.study_id)
         with self._change() as connection:
-            known = connection.execute("SELECT 1 FROM studies WHERE id_lookup = ?", (lookup,))
-            if known.fetchone() is None:
-                raise VaultError("the study was deleted from the vault meanwhile")
+            self._require_taking(connection, manifest.study_id)
             sql = "SELECT version, state FROM versions WHERE id_lookup = ?"
             states = dict(connection.execute(sql, (lookup,)).fetchall())
             before = [states[v] for v in sorted(states) if v < manifest.version]
@@ -223,84 +149,14 @@ class Vault:
         """Forget the study: its salt, manifests and the way from its UID. False if unknown.
 
         The bytes are overwritten in the file and its log; older copies of the file, in backups, are
-        the operator's to destroy.
+        the operator's to destroy. Of a study that is being split the id stays until that has come
+        to its end, since the ledger must say which.
         """
-        lookup = self._id_lookup(study_id)
         with self._change() as connection:
-            connection.execute("DELETE FROM versions WHERE id_lookup = ?", (lookup,))
-            deleted = connection.execute("DELETE FROM studies WHERE id_lookup = ?", (lookup,))
-            found = deleted.rowcount > 0
+            found = self._delete_or_empty(connection, study_id)
         with self._read() as connection:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         return found
-
-    def _id_lookup(self, study_id: bytes) -> bytes:
-        return self._keys.lookup("study id", study_id)
-
-    def _study(self, connection: sqlite3.Connection, lookup: bytes) -> VaultStudy | None:
-        rows = connection.execute("SELECT row FROM studies WHERE lookup = ?", (lookup,))
-        if (row := rows.fetchone()) is None:
-            return None
-        match _unpack(self._keys.open(row[0], "study", lookup)):
-            case (bytes(study_id), bytes(subject_id), bytes(salt)):
-                return VaultStudy(study_id, subject_id, salt)
-        raise VaultDamaged("the vault holds a study that cannot be read; restore a backup")
-
-    def _need(self, connection: sqlite3.Connection, study_id: bytes, version: int) -> VaultVersion:
-        lookup = self._id_lookup(study_id)
-        sql = "SELECT version, state, row FROM versions WHERE id_lookup = ? AND version = ?"
-        row = connection.execute(sql, (lookup, version)).fetchone()
-        if row is None:
-            raise VaultError(f"the vault has no version {version} of this study")
-        return self._version(lookup, *row)
-
-    def _version(self, lookup: bytes, version: int, state: int, row: bytes) -> VaultVersion:
-        plain = _unpack(self._keys.open(row, "version", lookup, version, state))
-        try:
-            match plain:
-                case (
-                    bytes(encoded),
-                    (bytes() | None) as transaction_id,
-                    (bytes() | None) as transaction,
-                    (int() | None) as height,
-                ):
-                    manifest = manifest_codec.decode(encoded)
-                    return VaultVersion(manifest, State(state), transaction_id, transaction, height)
-        except InvalidManifest as error:
-            raise VaultDamaged(f"the vault holds a manifest that is wrong: {error}") from error
-        raise VaultDamaged("the vault holds a version that cannot be read; restore a backup")
-
-    def _put(self, connection: sqlite3.Connection, version: VaultVersion) -> None:
-        manifest = version.manifest
-        lookup = self._id_lookup(manifest.study_id)
-        place = (lookup, manifest.version, version.state.value)
-        plain = pack(
-            (
-                manifest_codec.encode(manifest),
-                version.transaction_id,
-                version.transaction,
-                version.height,
-            )
-        )
-        sealed = self._keys.seal(plain, "version", *place)
-        connection.execute("INSERT OR REPLACE INTO versions VALUES (?, ?, ?, ?)", (*place, sealed))
-
-    @contextmanager
-    def _read(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, _translated():
-            yield self._connection
-
-    @contextmanager
-    def _change(self) -> Iterator[sqlite3.Connection]:
-        """Yield the connection inside a write transaction: other writers wait, readers do not."""
-        with self._lock, _translated():
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-            except BaseException:
-                self._connection.execute("ROLLBACK")
-                raise
-            self._connection.execute("COMMIT")
 
 
 def create_vault(path: Path, passphrase: str) -> Vault:
@@ -315,7 +171,7 @@ def create_vault(path: Path, passphrase: str) -> Vault:
         os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         connection = sqlite3.connect(partial, isolation_level=None)
         try:
-            connection.executescript(f"BEGIN;{_SCHEMA}COMMIT;")
+            connection.executescript(f"BEGIN;{SCHEMA}COMMIT;")
             _put_header(connection, header)
         finally:
             connection.close()
@@ -333,11 +189,12 @@ def open_vault(path: Path, passphrase: str) -> Vault:
     """Return the vault at `path`.
 
     Raises `WrongPassphrase`, `VaultDamaged`, `VaultTooNew`, or `VaultError` if there is none; the
-    file is not changed before the passphrase has opened it. Takes about a tenth of a second.
+    file is not changed before the passphrase has opened it, and brought to this program's schema
+    then. Takes about a tenth of a second.
     """
     if not path.is_file():
         raise VaultError(f"there is no vault at {path}")
-    with _translated():
+    with translated():
         connection = sqlite3.connect(
             f"{path.absolute().as_uri()}?mode=rw",
             uri=True,
@@ -346,10 +203,11 @@ def open_vault(path: Path, passphrase: str) -> Vault:
             check_same_thread=False,
         )
     try:
-        with _translated():
+        with translated():
             keys = open_header(_header(connection), _passphrase_bytes(passphrase))
             for setting in ("journal_mode = WAL", "synchronous = FULL", "secure_delete = ON"):
                 connection.execute(f"PRAGMA {setting}").fetchall()
+            migrate(connection, keys)
     except BaseException:
         connection.close()
         raise
@@ -358,8 +216,8 @@ def open_vault(path: Path, passphrase: str) -> Vault:
 
 def _header(connection: sqlite3.Connection) -> bytes:
     (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if application != _APPLICATION_ID:
+    version = schema_of(connection)
+    if application != APPLICATION_ID:
         raise VaultDamaged("the file is a database, but no vault")
     if version > SCHEMA_VERSION:
         raise VaultTooNew(f"vault schema {version}; this program knows {SCHEMA_VERSION}: upgrade")
@@ -390,20 +248,3 @@ def _passphrase_bytes(passphrase: str) -> bytes:
     if not passphrase:
         raise ValueError("a vault needs a passphrase")
     return passphrase.encode()
-
-
-def _unpack(data: bytes) -> Value:
-    try:
-        return unpack(data)
-    except NotCanonical as error:
-        raise VaultDamaged("the vault holds a row that cannot be read") from error
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        raise VaultError(f"the vault cannot be used now: {error}") from error
-    except sqlite3.DatabaseError as error:
-        raise VaultDamaged(f"the vault is damaged ({error}); restore a backup") from error

@@ -8,7 +8,7 @@ A report holds no value of a data set; of names only those that the files have h
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
@@ -124,23 +124,27 @@ class Report:
 
 
 Registered = tuple[Manifest, bytes | None]  # the manifest and the root on the chain, if any
-Find = Callable[[str], Registered | None]  # by Study Instance UID; None if the vault has none
+# By Study Instance UID: every part that the vault has of the study, the main one first.
+Find = Callable[[str], Sequence[Registered]]
 
 
 def registered_in(vault: Vault, root_of: Callable[[bytes], bytes | None]) -> Find:
     """Return a `Find` over the vault; `root_of` gives the root on the chain for a study id.
 
-    Of a study's versions that one is taken whose root is on the chain, else the newest.
+    Of a part's versions that one is taken whose root is on the chain, else the newest.
     """
 
-    def find(study_uid: str) -> Registered | None:
-        study = vault.find_study(study_uid)
-        versions = vault.versions(study.study_id) if study else []
-        if not study or not versions:
+    def registered(study_id: bytes) -> Registered | None:
+        versions = vault.versions(study_id)
+        if not versions:
             return None
-        root = root_of(study.study_id)
+        root = root_of(study_id)
         on_chain = (v.manifest for v in versions if v.manifest.root == root)
         return next(on_chain, versions[-1].manifest), root
+
+    def find(study_uid: str) -> list[Registered]:
+        found = (registered(part.study_id) for part in vault.parts(study_uid))
+        return [each for each in found if each is not None]
 
     return find
 
@@ -180,8 +184,29 @@ def verify_studies(
 ) -> Report:
     """Return what has become of every study in `paths`, as `find` knows it."""
     reading = read_studies(paths, progress, mapper, limits)
-    studies = (_verify_study(files, find(files.study_uid)) for files in reading.studies)
+    studies = [
+        _verify_study(group, registered)
+        for files in reading.studies
+        for group, registered in _by_part(files, find(files.study_uid))
+    ]
     return Report(tuple(studies), reading.unreadable)
+
+
+def _by_part(
+    files: StudyFiles, parts: Sequence[Registered]
+) -> list[tuple[StudyFiles, Registered | None]]:
+    """Return the files of each part; what no part has is told with the first one."""
+    if len(parts) < 2:
+        return [(files, parts[0] if parts else None)]
+    left = replace(files, files=dict(files.files), conflicts=list(files.conflicts))
+    groups: list[tuple[StudyFiles, Registered | None]] = []
+    for part in parts[1:]:
+        known = part[0].by_uid()
+        taken = {uid: left.files.pop(uid) for uid in known.keys() & left.files.keys()}
+        conflicts = [each for each in left.conflicts if each.sop_uid in known]
+        left.conflicts = [each for each in left.conflicts if each.sop_uid not in known]
+        groups.append((StudyFiles(files.study_uid, taken, conflicts=conflicts), part))
+    return [(left, parts[0]), *groups]
 
 
 def _verify_study(files: StudyFiles, registered: Registered | None) -> StudyReport:

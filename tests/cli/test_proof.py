@@ -6,6 +6,11 @@ import shutil
 import pytest
 
 from node.cli.demo.material import alter_pixel
+from node.cli.failures import Failure
+from node.cli.proof_make import _study_id
+from node.imaging import vault_keys
+from node.imaging.reader import read_studies
+from node.imaging.vault import create_vault
 from node.ledger import genesis_file
 from node.provision import GENESIS
 from tests.cli.conftest import asked, executed, python, run
@@ -254,3 +259,21 @@ def test_another_node_proves_the_same(registered, south, tmp_path):
     output = tmp_path / "proof"
     run("proof", "make", "study", study["study_id"], "-c", south, "-o", output)
     assert verified(output, south.parent.parent / GENESIS)["rows"][0]["is_there"]
+
+
+def test_files_of_several_parts_are_to_be_named_by_a_study_of_the_ledger(tmp_path, monkeypatch):
+    monkeypatch.setattr(vault_keys, "_MEMORY_KIB", 64)
+    root = "1.2.3"
+    paths = [
+        dicom.minimal(tmp_path / str(n), sop=f"{root}.{n}.1", SeriesInstanceUID=f"{root}.{n}")
+        for n in (1, 2)
+    ]
+    with create_vault(tmp_path / "vault.db", "passphrase") as vault:
+        subject = vault.subject_id("P", "")
+        parts = vault.assign(root, subject, {f"{root}.1": False, f"{root}.2": True})
+        (both,) = read_studies(paths).studies
+        (one,) = read_studies(paths[1:]).studies
+        assert _study_id(vault, one, "one") == parts[f"{root}.2"].study_id
+        with pytest.raises(Failure, match="several parts") as refused:
+            _study_id(vault, both, "both")
+        assert all(part.study_id.hex() in str(refused.value.lines) for part in parts.values())

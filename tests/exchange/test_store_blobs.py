@@ -5,6 +5,7 @@ are right, not how a real service behaves under load.
 """
 
 import errno
+import fcntl
 import hashlib
 import itertools
 import os
@@ -145,8 +146,12 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_a_file_system_without_direct_writes_gets_ordinary_ones(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    real = os.pwrite
+
+    def refuse(descriptor, data, offset):
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return real(descriptor, data, offset)
 
     monkeypatch.setattr(local.os, "pwrite", refuse)
     blobs = open_folder(tmp_path / "blobs")

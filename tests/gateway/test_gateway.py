@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from node.config import DicomPeer, GatewayConfig, GatewayLimits, StoreConfig
+from node.config.model import ApartSeries
 from node.exchange.store.opening import open_store
 from node.gateway.daemon import Gateway, GatewayRefused, Parts
 from node.imaging.vault import create_vault, open_vault
@@ -138,3 +139,57 @@ async def test_a_port_that_is_taken_is_said_and_nothing_is_left_running(
         with pytest.raises(GatewayRefused, match="cannot listen"):
             async with running(net, taken, store, tmp_path):
                 pass
+
+
+async def test_a_series_of_a_rule_is_kept_apart_and_its_erasure_leaves_the_rest(
+    testnet, config, store, tmp_path
+):
+    study = "1.2.826.0.1.3680043.2"
+    head, genetic = new_files(tmp_path, 2), []
+    for number in range(2):
+        words = {"SeriesInstanceUID": f"{study}.77", "SeriesDescription": "Genetic marker"}
+        path = tmp_path / f"genetic-{number}.dcm"
+        genetic.append(dicom.minimal(path, sop=f"{study}.77.{number}", study=study, **words))
+    apart = replace(config, apart=(ApartSeries(description="GENETIC"),))
+    async with testnet(validators=1) as net:
+        async with running(net, apart, store, tmp_path) as (gateway, vault):
+            sent = [*head, genetic[0]]
+            assert await in_thread(dimse.send, gateway.front.port, sent) == [0, 0, 0]
+            await kept(gateway, store, 2)
+        # What comes late follows its series, whatever the config says by then.
+        async with running(net, config, store, tmp_path) as (gateway, vault):
+            assert await in_thread(dimse.send, gateway.front.port, genetic[1:]) == [0]
+            await kept(gateway, store, 3)
+            rest, set_apart = vault.parts(study)
+            counts = {each: len(store.index(each).instances) for each in store.studies()}
+            assert counts == {rest.study_id: 2, set_apart.study_id: 2}
+            assert rest.subject_id == set_apart.subject_id
+            async with asyncio.timeout(30):
+                while len(gateway.holdings.study(study).instances) < 4:
+                    await asyncio.sleep(0.02)
+            uids = [f"{study}.1", f"{study}.2"]
+            assert gateway.spool.holds(uids) == [True, True]
+            await asyncio.to_thread(gateway.forget, set_apart.study_id)
+            assert gateway.spool.holds(uids) == [True, True]
+            assert len(gateway.holdings.study(study).series) == 1
+            await asyncio.to_thread(gateway.forget, rest.study_id)
+            assert gateway.spool.holds(uids) == [False, False]
+
+
+async def test_a_study_that_another_process_stored_is_listed_when_it_is_registered(
+    testnet, config, store, tmp_path
+):
+    told = []
+    async with testnet(validators=1) as net, running(net, config, store, tmp_path) as (gateway, _):
+        gateway._parts = replace(gateway._parts, on_kept=told.append)
+        assert await in_thread(dimse.send, gateway.front.port, new_files(tmp_path, 1)) == [0]
+        await kept(gateway, store, 1)
+        (study_id,) = store.studies()
+        gateway.holdings.remove(study_id)
+        gateway.registered_elsewhere(bytes(16))  # registered, and not stored yet: no error
+        gateway.registered_elsewhere(study_id)
+        async with asyncio.timeout(30):
+            while told.count(study_id) < 2:
+                await asyncio.sleep(0.02)
+        assert len(gateway.holdings.studies()) == 1
+        assert set(told) == {study_id}

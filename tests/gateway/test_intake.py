@@ -12,6 +12,7 @@ from node import keys
 from node.exchange.store.errors import StudyUnknown
 from node.gateway.intake import Intake
 from node.gateway.keeping import Keeper
+from node.imaging.manifest import regrouped
 from node.imaging.vault import create_vault
 from node.ledger.errors import Refused
 from node.rpc.errors import ConnectionLost
@@ -244,6 +245,35 @@ async def test_what_differs_from_what_was_registered_by_hand_goes_to_quarantine(
     assert [a.code for a in spool.asides()] == ["conflict"]
     assert [len(roots) for roots in chain.roots.values()] == [2]
     assert waiting_files(spool) == []
+
+
+async def test_while_a_study_is_split_its_images_wait_and_go_to_their_parts_then(
+    spool, new_intake, new_study, clock, chain, store, vault
+):
+    root, paths = new_study(2)
+    offer(spool, paths)
+    clock.pass_ms(RULES.quiet_ms)
+    intake = new_intake(spool)
+    await intake.step()
+    old = vault.find_study(root)
+    split = vault.plan_split(old.study_id, root, [f"{root}.7"], [f"{root}.1"])
+    manifest = vault.latest(old.study_id).manifest
+    offer(spool, new_study(1, root, start=2)[1])  # of the series that is set apart
+    clock.pass_ms(RULES.quiet_ms)
+    assert await intake.step() == 0
+    assert "being split" in spool.gatherings()[0].reason
+    assert len(waiting_files(spool)) == 1
+    parts = [regrouped(p.study_id, p.salt, manifest.instances) for p in (split.rest, split.apart)]
+    for each in parts:
+        vault.put_prepared(each)
+    vault.submit_split(parts, b"T" * 32, b"signed")
+    vault.finish_split(old.study_id, 9)
+    clock.pass_ms(60_000)
+    assert await intake.step() == 1
+    assert waiting_files(spool) == []
+    assert vault.latest(split.apart.study_id).manifest.version == 2
+    assert vault.latest(split.rest.study_id).manifest.version == 1
+    assert (split.apart.study_id, 2) in store.versions
 
 
 async def test_a_refused_study_waits_with_its_reason(spool, new_intake, new_study, clock, chain):

@@ -210,7 +210,7 @@ def test_a_newer_vault_is_refused_with_both_versions(vault, tmp_path):
     vault.close()
     with sqlite3.connect(tmp_path / "vault.db") as connection:
         connection.execute("PRAGMA user_version = 9")
-    with pytest.raises(VaultTooNew, match="schema 9; this program knows 1"):
+    with pytest.raises(VaultTooNew, match="schema 9; this program knows 2"):
         open_vault(tmp_path / "vault.db", PASSPHRASE)
     header = (2, *unpack(new_keys().header(b"x"))[1:])
     with pytest.raises(VaultTooNew, match="format 2; this program knows 1"):

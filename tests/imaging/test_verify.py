@@ -183,7 +183,7 @@ def test_a_study_that_the_vault_or_the_chain_does_not_know_is_said_so(registered
     report = verify([dicom.FILES / "CT_small.dcm"], manifest, manifest.root)
     assert [s.status for s in report.studies] == [StudyStatus.UNKNOWN, StudyStatus.INCOMPLETE]
     assert not report.intact
-    unknown = verify_studies([dicom.FILES / "CT_small.dcm"], lambda _: None)
+    unknown = verify_studies([dicom.FILES / "CT_small.dcm"], lambda _: ())
     assert unknown.studies[0].status is StudyStatus.UNKNOWN
 
 

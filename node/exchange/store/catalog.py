@@ -17,9 +17,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
-from enum import IntEnum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from node.exchange.store.errors import (
     ChunkUnknown,
@@ -33,10 +32,12 @@ from node.exchange.store.errors import (
     WrongMasterKey,
 )
 from node.exchange.store.master import MasterSource, Sealer, new_header, open_header
+from node.exchange.store.rows import ChunkRow, State, StudyRow, Totals, VersionRow
 
 SCHEMA_VERSION = 1
 PAGE = 256  # rows read at once by whoever walks through all of them
 _APPLICATION_ID = 0x52_4C_53_31  # "RLS1"
+_OPENING_SECONDS = 0.2
 _BUSY_SECONDS = 60.0
 _SCHEMA = f"""
 CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -59,60 +60,6 @@ CREATE INDEX chunks_missing ON chunks (study) WHERE present = 0;
 PRAGMA application_id = {_APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 """
-
-SCRUBBED, SCRUBBING = "scrubbed", "scrubbing"  # what scrubs note: the last whole one, a slow one
-
-
-class State(IntEnum):
-    """What is the matter with a study."""
-
-    HELD = 1
-    ERASING = 2  # the key is destroyed, chunks are being deleted
-    ERASED = 3  # all is gone; it is never taken again
-    LEAVING = 4  # as ERASING, but the study may come back
-
-
-class StudyRow(NamedTuple):
-    """One study."""
-
-    sealed: bytes | None
-    state: State
-    destroyed_ms: int | None
-    versions: int
-    chunks: int
-    stored_bytes: int
-
-
-class VersionRow(NamedTuple):
-    """One version of a study."""
-
-    study_id: bytes
-    version: int
-    index_digest: bytes
-    index_bytes: int
-    instances: int
-    bytes: int
-
-
-class ChunkRow(NamedTuple):
-    """One chunk."""
-
-    digest: bytes
-    study_id: bytes
-    stored_bytes: int
-    present: bool
-
-
-class Totals(NamedTuple):
-    """Everything held, added up."""
-
-    studies: int
-    versions: int
-    instances: int
-    bytes: int
-    stored_bytes: int
-    chunks: int
-    missing_chunks: int
 
 
 class Catalog:
@@ -427,15 +374,34 @@ def open_catalog(path: Path, source: MasterSource) -> Catalog:
     """
     with _explained():
         _create_private(path)
-        connection = sqlite3.connect(
-            path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
-        )
+        connection, header = _open_patiently(path, source)
         try:
-            header = _prepare(connection, path, source)
             return Catalog(connection, header, open_header(header, source))
         except BaseException:
             connection.close()
             raise
+
+
+def _open_patiently(path: Path, source: MasterSource) -> tuple[sqlite3.Connection, bytes]:
+    """Return a connection and the header. While another process makes the same file, sqlite says
+    at once that it is locked, however long it was told to wait."""
+    end_s = time.monotonic() + _BUSY_SECONDS
+    while True:
+        connection = sqlite3.connect(
+            path, timeout=_OPENING_SECONDS, isolation_level=None, check_same_thread=False
+        )
+        try:
+            header = _prepare(connection, path, source)
+            connection.execute(f"PRAGMA busy_timeout = {int(_BUSY_SECONDS * 1000)}").fetchall()
+            return connection, header
+        except sqlite3.OperationalError as error:
+            connection.close()
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > end_s:
+                raise
+        except BaseException:
+            connection.close()
+            raise
+        time.sleep(_OPENING_SECONDS / 10 * (1 + secrets.randbelow(10)))
 
 
 def _prepare(connection: sqlite3.Connection, path: Path, source: MasterSource) -> bytes:

@@ -20,7 +20,7 @@ Data: TypeAlias = bytes | bytearray | memoryview
 STAGING = "#"  # stands, with digits after it, in the name of a file that is not finished
 _PAGE = mmap.PAGESIZE
 _DIRECT_BYTES_MIN = 256 * 1024
-_SCRATCH_BYTES = 4 * 2**20 + _PAGE
+_SCRATCH_BYTES = 4 * 2**20
 _NOT_DIRECT = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 
 
@@ -35,7 +35,7 @@ _scratch = _Scratch()
 
 
 def thread_buffer() -> mmap.mmap:
-    """Return the calling thread's buffer, of 4 MiB and a page: what is written from its start needs
+    """Return the calling thread's buffer, of 4 MiB: what is written from its start needs
     no copy. Its content lasts until the thread asks again."""
     return _scratch.buffer
 
@@ -47,7 +47,7 @@ def create_file(path: Path, data: Data) -> bool:
     checked against its name. Raises `OSError`.
     """
     staging = _staging(path)
-    descriptor = _open_new(staging, data)
+    descriptor = _open_new(staging)
     try:
         try:
             _write(descriptor, data)
@@ -70,7 +70,7 @@ def replace_file(path: Path, data: Data) -> None:
     Raises `OSError`.
     """
     staging = _staging(path)
-    descriptor = _open_new(staging, data)
+    descriptor = _open_new(staging)
     try:
         try:
             _write(descriptor, data)
@@ -107,45 +107,41 @@ def _staging(path: Path) -> Path:
     return path.with_name(f"{path.name}{STAGING}{secrets.randbelow(10**18)}")
 
 
-def _open_new(path: Path, data: Data) -> int:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    direct: int = getattr(os, "O_DIRECT", 0)
-    if direct and _DIRECT_BYTES_MIN <= len(data) <= _SCRATCH_BYTES:
-        try:
-            return os.open(path, flags | direct, 0o600)
-        except OSError as error:
-            if error.errno not in _NOT_DIRECT:
-                raise
-            path.unlink(missing_ok=True)
-    return os.open(path, flags, 0o600)
+def _open_new(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
 
 def _write(descriptor: int, data: Data) -> None:
-    size, start = len(data), 0
-    if _DIRECT_BYTES_MIN <= size <= _SCRATCH_BYTES:
-        start = _write_aligned(descriptor, data)
-    view = memoryview(data)
-    while start < size:
-        start += os.write(descriptor, view[start:])
-
-
-def _write_aligned(descriptor: int, data: Data) -> int:
-    """Write whole pages from the thread's buffer; return how much of `data` is in the file."""
     size = len(data)
-    padded = -(-size // _PAGE) * _PAGE
+    pages = size // _PAGE * _PAGE if _DIRECT_BYTES_MIN <= size <= _SCRATCH_BYTES else 0
+    # First what is left of a page at the end: a file cut to it afterwards is read for that.
+    _write_plainly(descriptor, memoryview(data)[pages:], pages)
+    if pages and not _write_directly(descriptor, data, pages):
+        _write_plainly(descriptor, memoryview(data)[:pages], 0)
+
+
+def _write_plainly(descriptor: int, view: memoryview, start: int) -> None:
+    while view:
+        count = os.pwrite(descriptor, view, start)
+        view, start = view[count:], start + count
+
+
+def _write_directly(descriptor: int, data: Data, size: int) -> bool:
+    """Write the first `size` bytes, whole pages, from the thread's buffer; False if this file
+    system does not write that way."""
+    direct: int = getattr(os, "O_DIRECT", 0)
+    if not direct:
+        return False
     buffer = _scratch.buffer
     if not (isinstance(data, memoryview) and data.obj is buffer):
-        buffer[:size] = data
+        buffer[:size] = memoryview(data)[:size]
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
     try:
-        if os.pwrite(descriptor, memoryview(buffer)[:padded], 0) == padded:
-            os.ftruncate(descriptor, size)
-            return size
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | direct)
+        return os.pwrite(descriptor, memoryview(buffer)[:size], 0) == size
     except OSError as error:
         if error.errno not in _NOT_DIRECT:
             raise
-    # Opened with O_DIRECT, but the file system refuses it, or wrote a part: the ordinary way.
-    direct: int = getattr(os, "O_DIRECT", 0)
-    if direct:
-        fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) & ~direct)
-    os.ftruncate(descriptor, 0)
-    return 0
+        return False
+    finally:
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)

@@ -13,7 +13,8 @@ from itertools import islice
 from typing import NamedTuple
 
 from node.exchange.store.blobs import BlobStore
-from node.exchange.store.catalog import SCRUBBED, SCRUBBING, Catalog
+from node.exchange.store.catalog import Catalog
+from node.exchange.store.rows import SCRUBBED, SCRUBBING
 from node.exchange.store.scrub import Finding, Kind, check_chunk, check_index
 
 PIECE_BYTES = 8 << 20  # read before it is noted how far it came

@@ -21,8 +21,9 @@ from node.exchange.store.blobs import (
     index_name,
     read_chunk,
 )
-from node.exchange.store.catalog import SCRUBBED, Catalog, ChunkRow, VersionRow
+from node.exchange.store.catalog import Catalog
 from node.exchange.store.errors import ChunkUnknown, Damaged
+from node.exchange.store.rows import SCRUBBED, ChunkRow, VersionRow
 
 ORPHAN_AGE_MS = 24 * 3600 * 1000  # longer than any study takes to be stored
 

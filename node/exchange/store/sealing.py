@@ -26,14 +26,15 @@ from node.exchange.store.errors import Damaged, InvalidIndex
 Data: TypeAlias = bytes | bytearray | memoryview
 Buffer: TypeAlias = bytearray | mmap.mmap
 
-CHUNK_BYTES = 4 * 2**20  # of plaintext; only the last chunk of a put is shorter
 KEY_BYTES = 32
 NONCE_BYTES, TAG_BYTES = 12, 16
 _FORMAT = 1
 _HEAD_BYTES = 2 + NONCE_BYTES
 _INDEX_HEAD_BYTES = 7
 CHUNK_OVERHEAD_BYTES = _HEAD_BYTES + TAG_BYTES
-STORED_BYTES_MAX = CHUNK_BYTES + CHUNK_OVERHEAD_BYTES
+# What does not compress fills whole pages of a disk: past the cache a part of one costs a read.
+STORED_BYTES_MAX = 4 * 2**20
+CHUNK_BYTES = STORED_BYTES_MAX - CHUNK_OVERHEAD_BYTES  # of plaintext; the last of a put has less
 INDEX_BYTES_MAX = 64 * 2**20  # decoded: 100,000 instances of 600 bytes
 _INDEX_LEVEL = 3
 

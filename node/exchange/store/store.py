@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from node.exchange.store.blobs import STORE_ID, BlobStore, chunk_name, index_name, write_chunk
 from node.exchange.store.cache import Cache
-from node.exchange.store.catalog import Catalog, ChunkRow, State, VersionRow
+from node.exchange.store.catalog import Catalog
 from node.exchange.store.compression import LEVELS
 from node.exchange.store.errors import (
     ChunkMissing,
@@ -48,6 +48,7 @@ from node.exchange.store.pack import pack_instances
 from node.exchange.store.records import Erasure, StoredStudy, Usage, stored
 from node.exchange.store.reuse import merge, split
 from node.exchange.store.rounds import SlowScrub
+from node.exchange.store.rows import ChunkRow, State, VersionRow
 from node.exchange.store.scrub import ORPHAN_AGE_MS, Finding, Progress, Scrubbed, last_scrub, scrub
 from node.exchange.store.sealing import new_key, open_chunk, open_index, seal_chunk, seal_index
 

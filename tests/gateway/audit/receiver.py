@@ -54,7 +54,7 @@ class Repository:
         self.messages = []
         self.connections = 0
         self.refused = 0
-        self.forgets_after = None  # it loses what it has read past so many messages
+        self.forgets_after = None  # it loses what it has read past so many messages, until it stops
         self.port = 0
         self._changed = threading.Condition()
         self._listener = None
@@ -111,11 +111,12 @@ class Repository:
             return
         with self._changed:
             self._open.add(connection)
+            keeps = self.forgets_after  # of this life: what it has buffered outlives the cut
         self._tell(connections=1)
         with connection, contextlib.suppress(OSError, EOFError):
-            self._read(connection.makefile("rb"))
+            self._read(connection.makefile("rb"), keeps)
 
-    def _read(self, stream):
+    def _read(self, stream, keeps):
         while True:
             digits = b""
             while (byte := stream.read(1)) not in (b" ", b""):
@@ -126,7 +127,7 @@ class Repository:
             if len(data) < int(digits):
                 return
             with self._changed:
-                if self.forgets_after is None or len(self.messages) < self.forgets_after:
+                if keeps is None or len(self.messages) < keeps:
                     self.messages.append(parse(data))
                 self._changed.notify_all()
 

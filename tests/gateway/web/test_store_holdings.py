@@ -113,6 +113,53 @@ def test_one_study_in_parts_from_two_hospitals(store, tmp_path):
     }  # fmt: skip
 
 
+def test_parts_are_listed_as_one_study_and_withheld_ones_not_at_all(store, tmp_path):
+    head, psych = "1.2.3.1", "1.2.3.2"
+    for study_id, series, modality, count in ((ONE, head, "MR", 2), (TWO, psych, "SM", 1)):
+        paths = [
+            minimal(
+                tmp_path / f"{series}.{n}.dcm",
+                sop=f"{series}.{n}",
+                SeriesInstanceUID=series,
+                Modality=modality,
+            )
+            for n in range(count)
+        ]
+        store.put(study_id, 1, [source(path) for path in paths])
+    shown = {ONE, TWO}
+    holdings = StoreHoldings(store, lambda study_id: study_id in shown)
+    holdings.refresh()
+
+    def told():
+        (row,) = holdings.studies()
+        counts = [row.attributes[tag] for tag in (0x00201206, 0x00201208, 0x00080061)]
+        return *counts, set(holdings.study(row.uid).series)
+
+    assert told() == (("2",), ("3",), ("MR", "SM"), {head, psych})
+    assert told() == (("2",), ("3",), ("MR", "SM"), {head, psych})
+    both = holdings.study("1.2.3").instances
+    shown.discard(TWO)
+    assert told() == (("1",), ("2",), ("MR",), {head})
+    (withheld,) = [each for each in both if each.series_uid == psych]
+    with pytest.raises(Withheld):
+        holdings.open(withheld)
+    shown.add(TWO)
+    late = minimal(tmp_path / "late.dcm", sop=f"{psych}.9", SeriesInstanceUID=psych, Modality="SM")
+    store.put(TWO, 2, [source(tmp_path / f"{psych}.0.dcm"), source(late)])
+    holdings.add(TWO)
+    assert told() == (("2",), ("4",), ("MR", "SM"), {head, psych})
+    third = minimal(tmp_path / "third.dcm", sop="1.2.3.3.1", SeriesInstanceUID="1.2.3.3")
+    store.put(b"3" * 16, 1, [source(third)])
+    holdings.add(b"3" * 16)
+    assert told()[0] == ("2",)  # it may not be shown
+    shown.add(b"3" * 16)
+    assert told()[:2] == (("3",), ("5",))
+    shown.discard(TWO)
+    assert told()[:2] == (("2",), ("3",))
+    holdings.remove(b"3" * 16)
+    assert told() == (("1",), ("2",), ("MR",), {head})
+
+
 async def test_a_server_over_the_store(serve, store):
     store.put(ONE, 1, [source(path) for path in ct()])
     holdings = StoreHoldings(store)
