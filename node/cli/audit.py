@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -10,28 +9,18 @@ from typing import Annotated
 import typer
 
 from node.cli.arguments import DEFAULT_CONFIG, ConfigFile, Cursor, read_study_id
-from node.cli.audit_log import (
-    Evidence,
-    commitment,
-    evidence_file,
-    first_difference,
-    load_evidence,
-    new_salt,
-    save_evidence,
-)
 from node.cli.context import Desk
 from node.cli.failures import USAGE, WRONG, Failure, explained
 from node.cli.output import Json, cell, say, show_json, show_table, time_text
-from node.cli.signing import Actor, Call, KeyFile
+from node.cli.signing import Call, KeyFile
+from node.gateway.audit.anchoring import Anchored, anchor_logs, problem_of
 from node.ledger.queries.audit_views import (
     ANCHORS_LIMIT_MAX,
     TRAIL_LIMIT_MAX,
     AnchorPage,
-    AnchorView,
     TrailEntry,
     TrailPage,
 )
-from node.rpc.client import Client
 
 app = typer.Typer(no_args_is_help=True, help="See what happened, and make records provable.")
 
@@ -41,19 +30,6 @@ Logs = Annotated[
         metavar="FILE...", exists=True, dir_okay=False, help="Logs of one line a record, in order."
     ),
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class Anchored:
-    """What became of one log."""
-
-    file: Path
-    outcome: str  # "anchored", or "unchanged" when it was before
-    sequence: int
-    records: int
-    root: bytes
-    height: int
-    evidence: Path
 
 
 @app.command()
@@ -104,7 +80,7 @@ def anchor(
         if end is not None and len(logs) > 1:
             raise Failure(USAGE, "--to is for one file; several end with their last changes")
         call = Call(config_file, key, as_json)
-        done = asyncio.run(anchor_logs(call, logs, _milliseconds(start), _milliseconds(end)))
+        done = asyncio.run(_anchor(call, logs, _milliseconds(start), _milliseconds(end)))
         if as_json:
             show_json({"anchored": done})
         else:
@@ -165,129 +141,18 @@ async def _anchors(
         return await client.anchors(name, limit=limit, cursor=cursor)
 
 
-async def anchor_logs(
-    call: Call,
-    logs: Sequence[Path],
-    start_ms: int | None = None,
-    end_ms: int | None = None,
-    *,
-    stretch: bool = False,
+async def _anchor(
+    call: Call, logs: Sequence[Path], start_ms: int | None, end_ms: int | None
 ) -> list[Anchored]:
-    """Anchor each log that is not anchored yet; return what became of each.
-
-    With `stretch` a log that ended before its period begins, since another one was anchored
-    meanwhile, is given a period of a millisecond. Raises `Failure`.
-    """
     async with call.actor() as actor:
-        last = await _latest(actor.client, actor.institution)
-        if last is None and start_ms is None:
+        if start_ms is None:
             start_ms = actor.desk.genesis().time_ms
-        done = []
-        for log in logs:
-            result = await _settled(actor, log)
-            if result is None:
-                period = start_ms, end_ms, stretch
-                result, last = await _new_anchor(actor, log, last, *period)
-            done.append(result)
-        return done
-
-
-async def _settled(actor: Actor, log: Path) -> Anchored | None:
-    """Return what an earlier run did with this log, if it came on the chain."""
-    evidence = load_evidence(log)
-    if evidence is None or evidence.institution != actor.institution:
-        return None
-    anchor = await _find(actor.client, actor.institution, evidence.sequence)
-    if anchor is None or anchor.root.hex() != evidence.root:
-        return None
-    place = (anchor.sequence, anchor.count, anchor.root, anchor.height)
-    return Anchored(log, "unchanged", *place, evidence_file(log))
-
-
-async def _new_anchor(
-    actor: Actor,
-    log: Path,
-    last: AnchorView | None,
-    start_ms: int | None,
-    end_ms: int | None,
-    stretch: bool,
-) -> tuple[Anchored, AnchorView]:
-    to_ms = end_ms if end_ms is not None else _last_change(log)
-    from_ms = (start_ms or 0) if last is None else last.to_ms
-    if stretch:
-        to_ms = max(to_ms, from_ms + 1)
-    if to_ms <= from_ms:
-        raise Failure(
-            USAGE,
-            f"{log} ends at {time_text(to_ms)}, before its period begins at {time_text(from_ms)}: "
-            "give the files in order, or the times with --from and --to",
-        )
-    before = load_evidence(log)
-    salt = new_salt() if before is None else bytes.fromhex(before.salt)
-    records, root = await asyncio.to_thread(commitment, log, salt)
-    sequence = 1 if last is None else last.sequence + 1
-    previous = None if last is None else last.root
-    evidence = Evidence(
-        actor.institution,
-        sequence,
-        from_ms,
-        to_ms,
-        records,
-        root.hex(),
-        None if previous is None else previous.hex(),
-        salt.hex(),
-    )
-    save_evidence(log, evidence)  # first: without the salt an anchor is worth nothing
-    arguments = (sequence, from_ms, to_ms, records, root, previous)
-    submitted = await actor.submit("audit.anchor", arguments)
-    height = submitted.height or 0
-    view = AnchorView(actor.institution, *arguments, height)
-    return Anchored(log, "anchored", sequence, records, root, height, evidence_file(log)), view
-
-
-def _last_change(log: Path) -> int:
-    return log.stat().st_mtime_ns // 1_000_000
-
-
-async def _latest(client: Client, institution: str) -> AnchorView | None:
-    page = await client.anchors(institution, limit=1)
-    return page.anchors[0] if page.anchors else None
-
-
-async def _find(client: Client, institution: str, sequence: int) -> AnchorView | None:
-    """Return an anchor by its number; they are listed newest first, without gaps."""
-    cursor = None
-    while True:
-        page = await client.anchors(institution, limit=ANCHORS_LIMIT_MAX, cursor=cursor)
-        for each in page.anchors:
-            if each.sequence == sequence:
-                return each
-        if page.next_cursor is None or (page.anchors and page.anchors[-1].sequence < sequence):
-            return None
-        cursor = page.next_cursor
+        return await anchor_logs(actor, logs, start_ms, end_ms)
 
 
 async def _check(desk: Desk, logs: Sequence[Path]) -> list[tuple[Path, str]]:
     async with desk.client() as client:
         return [(log, await problem_of(client, log)) for log in logs]
-
-
-async def problem_of(client: Client, log: Path) -> str:
-    """Return what is wrong with a log in a sentence, empty if nothing is. Raises `Failure`."""
-    evidence = load_evidence(log)
-    if evidence is None:
-        return f"was never anchored: {evidence_file(log)} is not there"
-    anchor = await _find(client, evidence.institution, evidence.sequence)
-    if anchor is None:
-        return f"there is no anchor {evidence.sequence} of {evidence.institution} on the chain"
-    records, root = await asyncio.to_thread(commitment, log, bytes.fromhex(evidence.salt))
-    if root == anchor.root:
-        return ""
-    line = await asyncio.to_thread(first_difference, log, evidence, anchor.root)
-    where = "" if line is None else f": line {line} is the first that differs"
-    if records != anchor.count:
-        return f"holds {records} records, and {anchor.count} were anchored{where}"
-    return f"a record was changed since it was anchored{where}"
 
 
 def _milliseconds(moment: datetime | None) -> int | None:

@@ -1,7 +1,6 @@
 """`radledger gateway audit`: the gateway's audit trail, proved whole, anchored, and sent again."""
 
 import asyncio
-from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -9,17 +8,16 @@ from typing import Annotated
 import typer
 
 from node.cli.arguments import DEFAULT_CONFIG, ConfigFile
-from node.cli.audit import anchor_logs, problem_of
-from node.cli.audit_log import evidence_file, leaves_file, load_evidence, save_leaves
 from node.cli.context import Desk
 from node.cli.failures import UNABLE, USAGE, WRONG, Failure, explained
 from node.cli.output import Json, say, show_json, show_pairs, show_table, time_text
 from node.cli.signing import Call, KeyFile
 from node.config import GatewayConfig
 from node.gateway.audit import sent
-from node.gateway.audit.auditor import folder_of, open_trail
+from node.gateway.audit.anchoring import Anchored, anchor_trail, is_anchored, problem_of
+from node.gateway.audit.auditor import folder_of
 from node.gateway.audit.chain import Report, verify
-from node.gateway.audit.errors import TrailUnusable
+from node.gateway.audit.evidence import evidence_file
 from node.gateway.audit.segments import segments
 from node.gateway.audit.sender import RESEND
 
@@ -45,7 +43,7 @@ def status(config_file: ConfigFile = DEFAULT_CONFIG, as_json: Json = False) -> N
             "sent_ms": has.time_ms,
             "waiting": max(0, report.last - has.seq),
             "segments": len(found),
-            "anchored": sum(leaves_file(each.path).exists() for each in found),
+            "anchored": sum(is_anchored(each.path) for each in found),
             "times_full": report.full,
         }
         if as_json:
@@ -101,26 +99,8 @@ def anchor(
     with explained(as_json):
         desk = Desk.open(config_file)
         config = _gateway(desk)
-        folder = _folder(config)
-        report = verify(folder)
-        if report.problems:
-            raise Failure(WRONG, "it is not whole: `radledger gateway audit verify` says how")
-        try:
-            with closing(open_trail(config)) as trail:
-                trail.close_segment()
-        except TrailUnusable as error:
-            raise Failure(UNABLE, str(error)) from error
-        logs = [
-            each.path
-            for each in segments(folder)
-            if each.is_closed and not leaves_file(each.path).exists()
-        ]
-        call = Call(config_file, key, as_json)
-        done = asyncio.run(anchor_logs(call, logs, stretch=True)) if logs else []
-        for each in done:
-            evidence = load_evidence(each.file)
-            if evidence is not None:
-                save_leaves(each.file, evidence)
+        _folder(config)  # says when there is none
+        done = asyncio.run(_anchor(Call(config_file, key, as_json), config))
         if as_json:
             show_json({"anchored": done})
             return
@@ -148,6 +128,11 @@ def resend(
             show_json({"first": first})
         else:
             say(f"The gateway sends all records from {first} on again, once it runs.")
+
+
+async def _anchor(call: Call, config: GatewayConfig) -> list[Anchored]:
+    async with call.actor() as actor:
+        return await anchor_trail(config, actor, actor.desk.genesis().time_ms)
 
 
 async def _against_anchors(desk: Desk, logs: list[Path]) -> list[str]:

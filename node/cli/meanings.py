@@ -3,6 +3,7 @@
 from node.cli.advice import lines_about
 from node.cli.failures import UNABLE, USAGE, WRONG, Failure
 from node.config import ConfigError
+from node.gateway.audit.errors import EvidenceInvalid, PeriodInvalid, TrailBroken, TrailUnusable
 from node.imaging.errors import VaultError, WrongPassphrase
 from node.keys import KeyFileError
 from node.ledger.errors import InvalidGenesis, Refused
@@ -21,6 +22,10 @@ def meaning_of(error: Exception) -> tuple[int, list[str]] | None:
             return USAGE, ["the genesis cannot be used:", *error.problems]
         case ConfigError():
             return USAGE, ["the config cannot be used:", *str(error).splitlines()]
+        case TrailBroken():
+            return WRONG, [str(error)]
+        case EvidenceInvalid() | PeriodInvalid():
+            return USAGE, [str(error)]
         case KeyFileError() | InvalidCard() | WrongPassphrase():
             return USAGE, [_sentence(error)]
         case NotAuthorized():
@@ -35,7 +40,7 @@ def meaning_of(error: Exception) -> tuple[int, list[str]] | None:
             return UNABLE, [f"the node answers in another form than this program knows: {error}"]
         case TimeoutError() if not str(error):
             return UNABLE, ["it took too long"]
-        case RpcError() | VaultError() | StorageError() | OSError():
+        case RpcError() | VaultError() | StorageError() | TrailUnusable() | OSError():
             return UNABLE, [_sentence(error)]
         case ExceptionGroup():
             return _meaning_of_group(error)

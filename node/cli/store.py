@@ -82,8 +82,8 @@ def scrub(
 ) -> None:
     """Read every chunk again and say what is rotten, lost or belongs to nothing.
 
-    What is rotten or lost is fetched from another holder by the gateway. Exits with 1 if studies
-    here cannot be read whole.
+    What is rotten or lost the running gateway brings back from hospitals that hold the same
+    ciphertext. Exits with 1 if studies here cannot be read whole.
     """
     with _opened(config_file, as_json) as (store, _):
         with _bar("checking", quiet or as_json) as progress:
@@ -247,7 +247,8 @@ def _show_findings(found: list[Finding], harmful: int) -> None:
             [(f.kind.value, f.study_id, f.name, f.stored_bytes, f.sentence) for f in found],
         )
     if harmful:
-        say("Next: let the gateway fetch the studies again from a hospital that holds them.")
+        say("Next: the running gateway asks the hospitals that hold the same ciphertext; for what")
+        say("nobody has, put the named files back from a backup and scrub again.")
     elif found:
         say("All studies are whole; --collect deletes what belongs to nothing.")
     else:

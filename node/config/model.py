@@ -202,6 +202,8 @@ class AuditConfig:
     bytes_max: StorageBytes = 10 * 2**30  # beyond it the oldest that the repository has goes
     segment_bytes_max: StorageBytes = 8 * 2**20  # one file; the unit of anchoring
     study_uids: Flag = False  # name studies by their UIDs, too, in records and messages
+    # The gateway anchors the trail on the ledger by itself; 0: only `gateway audit anchor` does.
+    anchor_hours: Annotated[int, Field(strict=True, ge=0, le=8_760)] = 24
     host: Host | None = None  # of the repository; nothing is sent without
     port: Port = 6_514  # RFC 5425
     certificate_file: ResolvedPath | None = None  # ours, PEM: the repository demands one
@@ -260,6 +262,8 @@ class StoreConfig:
     master_passphrase_environment: EnvironmentName | None = None
     quota_bytes: StorageBytes | None = None
     compression: Literal["off", "fast", "better"] = "fast"
+    # The gateway reads all of it again in so many days and mends what it can; 0: by command only.
+    scrub_days: Annotated[int, Field(strict=True, ge=0, le=366)] = 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

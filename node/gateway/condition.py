@@ -37,7 +37,7 @@ _STOPPING = (
     "pacs_unreachable",
     "exchange_unreachable",
 )
-_NOTED = ("chunks_missing", "quarantine", "deliveries_failed")
+_NOTED = ("chunks_missing", "quarantine", "deliveries_failed", "audit_not_anchored")
 CODES = (*_STOPPING, *_NOTED)
 
 
@@ -67,6 +67,7 @@ class Condition:
     missing_chunks: int = 0
     quarantine: int = 0
     deliveries_failed: int = 0
+    anchoring_problem: str = ""  # why the audit trail was not anchored when it was due
 
 
 def findings_of(condition: Condition) -> list[Finding]:
@@ -106,6 +107,11 @@ def _told(condition: Condition) -> Iterator[tuple[str, str]]:
         yield "chunks_missing", f"chunks that the store lacks: {condition.missing_chunks}"
     if condition.deliveries_failed:
         yield "deliveries_failed", f"deliveries that were given up: {condition.deliveries_failed}"
+    if condition.anchoring_problem:
+        yield (
+            "audit_not_anchored",
+            f"the audit trail is not anchored: {condition.anchoring_problem}",
+        )
     if condition.quarantine:
         yield "quarantine", f"files in quarantine, for a person to look at: {condition.quarantine}"
 

@@ -4,6 +4,7 @@ key service   this hospital's encryption keys, and challenges to those of others
 custodian     wraps study keys to those whom this hospital granted access
 server        gives out ciphertext and wrapped keys, as long as the ledger permits
 requester     fetches what was granted to this hospital
+mending       brings back chunks that the store has lost, from whoever holds them
 finding       answers searches of other hospitals, as policy lets them see
 """
 
@@ -21,7 +22,7 @@ from node.exchange.store.store import StudyStore
 from node.exchange.transfer.errors import NotPermitted, TransferIncomplete
 from node.exchange.transfer.holders import Identity
 from node.exchange.transfer.limits import ClientLimits, ServerLimits
-from node.exchange.transfer.ports import Admit, Happening, Report, TransferEvent
+from node.exchange.transfer.ports import Admit, Ground, Happening, Report, TransferEvent
 from node.exchange.transfer.server import ExchangeServer
 from node.exchange.transfer.state import Deliveries
 from node.gateway.acting import PASSING, Acting
@@ -35,6 +36,7 @@ from node.gateway.finding import Finding, FindingSettings
 from node.gateway.key_service import KeyService, Pace
 from node.gateway.knocking import unanswered
 from node.gateway.ledger_events import LedgerEvents, id_in, word_in
+from node.gateway.mending import Mended, Mending
 from node.gateway.permits import LedgerPermits
 from node.gateway.requester import (
     NotAuthentic,
@@ -96,6 +98,7 @@ class Exchange:
         report: Report | None = None,
         admit: Admit | None = None,
         on_received: Callable[[Received], None] = lambda received: None,
+        on_mended: Callable[[Mended], None] = lambda mended: None,
         on_erased: Callable[[bytes], None] = lambda study_id: None,
         on_inquiry: Callable[[FederationEvent], None] | None = None,
         stretch: bool = True,
@@ -103,8 +106,8 @@ class Exchange:
         """`report` gets what is to be audited of the server, in the event loop, and `admit` is
         awaited before anything leaves, as by `ExchangeServer`; `on_inquiry` questions of
         other hospitals, and conflicts they found; `on_received` each study that came
-        by itself; `on_erased`, in a thread, each that is erased on the ledger.
-        Raises `OSError`, `CertificateRefused`."""
+        by itself, `on_mended` chunks that came back; `on_erased`, in a thread, each that is
+        erased on the ledger. Raises `OSError`, `CertificateRefused`."""
         self._given, self._settings = given, settings
         self._on_received, self._on_erased = on_received, on_erased
         self._report = report or _told
@@ -124,6 +127,16 @@ class Exchange:
             self.directory,
             given.identity,
             folder,
+            limits=settings.client,
+        )
+        self.mending = Mending(
+            acting,
+            given.store,
+            self.requester,
+            self.directory,
+            given.identity,
+            report=self._report,
+            on_mended=on_mended,
             limits=settings.client,
         )
         self.shown = Shown(acting, given.store)
@@ -210,6 +223,8 @@ class Exchange:
             self.erasures.backlog.run(),
             self.finding.backlog.run(),
             self._fetching.run(),
+            self.mending.backlog.run(),
+            self.mending.run(),
         )
         return [self.events.run(), self.shown.run(), self._keep_fresh(), *backlogs]
 
@@ -232,8 +247,8 @@ class Exchange:
         self.finding.forget(study_id)
         self._on_erased(study_id)
 
-    def _refused(self, request_id: bytes, code: str) -> None:
-        self.server.revoke(request_id, code)
+    def _refused(self, ground: Ground, code: str) -> None:
+        self.server.revoke(ground, code)
 
     def _delivered(self, view: EventView) -> None:
         if word_in(view, 2) == self._given.acting.institution:

@@ -96,6 +96,7 @@ class GatewayMetrics:
         self.store_free_bytes = gauge("store_free_bytes", "Free bytes below it, 0 if unknown.")
         self.store_missing_chunks = gauge("store_missing_chunks", "Chunks rotten, lost or to come.")
         self.scrub_findings = kinds("scrub_findings", "What the last scrub found.", "kind")
+        self.scrub_progress = gauge("scrub_progress", "Of the slow scrub, from 0 to 1.")
         self.scrub_time_seconds = gauge(
             "scrub_time_seconds", "When the last scrub ended, since 1970; 0 if never."
         )

@@ -18,6 +18,7 @@ from node.exchange.store.records import Usage as StoreUsage
 from node.exchange.store.scrub import Scrubbed
 from node.gateway import health, totals
 from node.gateway.acting import PASSING
+from node.gateway.audit.anchorer import Anchorer
 from node.gateway.chunks import Arrived
 from node.gateway.condition import Condition, Finding, findings_of
 from node.gateway.daemon import Gateway
@@ -26,6 +27,7 @@ from node.gateway.exchange import Exchange
 from node.gateway.health import Health
 from node.gateway.index import Event, Gathering, SpoolError, Usage
 from node.gateway.metrics import GatewayMetrics
+from node.gateway.scrubbing import Scrubbing
 from node.rpc.client import Client
 from node.rpc.errors import NotAuthorized
 
@@ -66,6 +68,8 @@ class Watched:
     gateway: Gateway
     client: Client
     exchange: Exchange | None
+    anchorer: Anchorer | None = None
+    scrubbing: Scrubbing | None = None
 
 
 class Monitor:
@@ -101,6 +105,7 @@ class Monitor:
         """Measure what is cheap, and say what is wrong. Raises `SpoolError` and the like."""
         problem, reason = await self._ask_node()
         found = await asyncio.to_thread(self._measure_spool)
+        anchorer = self._watched.anchorer
         condition = Condition(
             node_problem=problem,
             node_reason=reason,
@@ -114,6 +119,7 @@ class Monitor:
             missing_chunks=0 if self._store.usage is None else self._store.usage.missing_chunks,
             quarantine=found.usage.aside_files,
             deliveries_failed=found.deliveries[State.FAILED],
+            anchoring_problem="" if anchorer is None else anchorer.problem,
         )
         now_ms = self._now_ms()
         findings = health.with_times(findings_of(condition), self.health.findings, now_ms)
@@ -263,6 +269,8 @@ class Monitor:
             metrics.store_quota_bytes.set(usage.quota_bytes or 0)
             metrics.store_free_bytes.set(usage.free_bytes or 0)
             metrics.store_missing_chunks.set(usage.missing_chunks)
+        if self._watched.scrubbing is not None:
+            metrics.scrub_progress.set(self._watched.scrubbing.progress)
         if scrubbed is not None:
             metrics.scrub_time_seconds.set(scrubbed.time_ms / 1_000)
             for kind, count in scrubbed.found.items():

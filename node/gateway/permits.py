@@ -12,9 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from node.exchange.transfer.errors import LedgerUnavailable, NotPermitted
-from node.exchange.transfer.ports import Permit
+from node.exchange.transfer.ports import Custody, Ground, Permit
 from node.gateway.ledger_events import LedgerEvents
-from node.ledger.queries.access_views import RequestView
 from node.ledger.queries.blocks import EventView
 from node.rpc.client import Client
 from node.rpc.codec import NotAnAnswer
@@ -50,23 +49,24 @@ _FAILURES = (OSError, TimeoutError, RpcError, ConnectionLost, NotAuthorized, Not
 
 @dataclass(slots=True)
 class _Known:
-    """The last answer about a request, or the question that is on its way."""
+    """The last answer about a ground, or the question that is on its way."""
 
     asked_s: float
     used_s: float
-    answer: "asyncio.Task[RequestView | None]"
+    answer: "asyncio.Task[Permit | str]"  # or the code why there is none
 
 
 class LedgerPermits:
     """`Permits` of the transfer server over the node's RPC."""
 
     def __init__(
-        self, client: Client, on_refused: Callable[[bytes, str], None], fresh_ms: int = FRESH_MS
+        self, client: Client, on_refused: Callable[[Ground, str], None], fresh_ms: int = FRESH_MS
     ) -> None:
-        """`on_refused` gets the id of a request that permits nothing any more, and the code."""
+        """`on_refused` gets a ground that permits nothing any more to whom it did, and the
+        code."""
         self._client, self._on_refused = client, on_refused
         self._fresh_s = fresh_ms / 1000
-        self._known: dict[bytes, _Known] = {}
+        self._known: dict[Ground, _Known] = {}
         self._looking: asyncio.Task[None] | None = None
         self._looks_again = False
 
@@ -75,29 +75,43 @@ class LedgerPermits:
         events.on(self._heed, *CHANGES)
         events.on_start(self._changed)
 
-    async def permit(self, request_id: bytes) -> Permit:
+    async def permit(self, ground: Ground) -> Permit:
         """Return what the newest height permits. Raises `NotPermitted`, `LedgerUnavailable`."""
-        known = self._fresh(request_id)
+        known = self._fresh(ground)
         try:
             # Shielded: of several who wait for one answer, one may give up.
-            view = await asyncio.shield(known.answer)
+            answer = await asyncio.shield(known.answer)
         except _FAILURES as error:
-            self._known.pop(request_id, None)
+            self._known.pop(ground, None)
             raise LedgerUnavailable("the node cannot be asked") from error
+        if isinstance(answer, str):
+            raise NotPermitted(answer)
+        return answer
+
+    async def _ask(self, ground: Ground) -> Permit | str:
+        if isinstance(ground, Custody):
+            study = await self._client.study(ground.study_id)
+            if study is None:
+                return "study_unknown"
+            summary = study.summary
+            if summary.status == "erased":
+                return "study_erased"
+            return Permit(None, summary.id, summary.custodian, None)
+        view = await self._client.request(ground)
         if view is None:
-            raise NotPermitted("request_unknown")
+            return "request_unknown"
         if not view.permitted:
-            raise NotPermitted(view.refusal or "request_denied")
+            return view.refusal or "request_denied"
         return Permit(view.id, view.study_id, view.institution, view.wrapped_digest)
 
-    def _fresh(self, request_id: bytes) -> _Known:
+    def _fresh(self, ground: Ground) -> _Known:
         now_s = asyncio.get_running_loop().time()
-        known = self._known.get(request_id)
+        known = self._known.get(ground)
         if known is None or now_s - known.asked_s > self._fresh_s:
             self._forget(now_s)
-            task = asyncio.create_task(self._client.request(request_id))
+            task = asyncio.create_task(self._ask(ground))
             task.add_done_callback(_retrieved)
-            known = self._known[request_id] = _Known(now_s, now_s, task)
+            known = self._known[ground] = _Known(now_s, now_s, task)
         known.used_s = now_s
         return known
 
@@ -128,16 +142,30 @@ class LedgerPermits:
             recent = [key for key, known in self._known.items() if known.used_s > since_s]
             await asyncio.gather(*map(self._look_at, recent))
 
-    async def _look_at(self, request_id: bytes) -> None:
+    async def _look_at(self, ground: Ground) -> None:
+        before = _holder(self._known.get(ground))
         try:
-            await self.permit(request_id)
+            permit = await self.permit(ground)
         except NotPermitted as error:
-            self._on_refused(request_id, error.code)
+            self._on_refused(ground, error.code)
         except LedgerUnavailable:
-            self._on_refused(request_id, "ledger_unavailable")
+            self._on_refused(ground, "ledger_unavailable")
+        else:
+            if before not in (None, permit.institution):  # custody went over to another one
+                self._on_refused(ground, "not_custodian")
 
 
-def _retrieved(task: "asyncio.Task[RequestView | None]") -> None:
+def _holder(known: _Known | None) -> str | None:
+    """Return whom the last answer permits, if there is one yet."""
+    if known is None or not known.answer.done() or known.answer.cancelled():
+        return None
+    if known.answer.exception() is not None:
+        return None
+    answer = known.answer.result()
+    return answer.institution if isinstance(answer, Permit) else None
+
+
+def _retrieved(task: "asyncio.Task[Permit | str]") -> None:
     """Whoever asked may have gone; then nobody else takes the error."""
     if not task.cancelled():
         task.exception()

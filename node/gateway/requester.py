@@ -21,6 +21,7 @@ from typing import TypeAlias
 from node.exchange.encryption_keys import DecryptionKey
 from node.exchange.hpke import CannotOpen, WrapContext, wrapped_digest
 from node.exchange.store.errors import (
+    Damaged,
     InvalidIndex,
     StoreError,
     StudyErased,
@@ -30,11 +31,11 @@ from node.exchange.store.errors import (
 from node.exchange.store.index import StudyIndex
 from node.exchange.store.store import StudyStore
 from node.exchange.transfer.client import Fetched, fetch
-from node.exchange.transfer.errors import InvalidOffer, NotPermitted
+from node.exchange.transfer.errors import InvalidOffer, InvalidRecord, NotPermitted
 from node.exchange.transfer.holders import Holder, Identity
 from node.exchange.transfer.limits import ClientLimits
-from node.exchange.transfer.offer import Delivery, Offer, Wanted, open_manifest
-from node.exchange.transfer.state import Deliveries, Transfers
+from node.exchange.transfer.offer import Delivery, Offer, Wanted, make_offer, open_manifest
+from node.exchange.transfer.state import Deliveries, Transfer, Transfers
 from node.gateway.acting import Acting
 from node.gateway.chunks import StoreChunks
 from node.gateway.directory import Directory
@@ -158,6 +159,13 @@ class Requester:
         query = RequestQuery(institution=self._acting.institution, state=DELIVERED)
         return [each.id async for each in self._acting.requests(query) if each.permitted]
 
+    def is_whole(self, request: RequestView) -> bool:
+        """Return whether all that came for a request is still here. Waits for the disk.
+
+        Raises `InvalidRecord`, `StoreError`.
+        """
+        return self._held(request) is not None
+
     def manifest(self, request_id: bytes) -> Manifest | None:
         """Return the manifest that came with a study, None if none did or the study was erased.
 
@@ -206,14 +214,36 @@ class Requester:
     def _held(self, request: RequestView) -> Delivery | None:
         """Return what came for this request before, if all of it is still here: then nobody has
         to be asked for it."""
+        delivery = self._came(request)
+        if delivery is None:
+            return None
+        try:
+            self._store.index_ciphertext(delivery.study_id, delivery.version)
+            whole = self._store.is_complete(delivery.study_id, delivery.version)
+        except (StudyUnknown, StudyErased, VersionUnknown, Damaged):
+            return None
+        return delivery if whole else None
+
+    def _came(self, request: RequestView) -> Delivery | None:
+        """Return what came for this request before, be it whole or not."""
         delivery = self.received.get(request.id)
         if delivery is None or wrapped_digest(delivery.wrapped) != request.wrapped_digest:
             return None
+        return delivery
+
+    def _begun(self, request: RequestView) -> bool:
+        """Take up the transfer of a study that came before and lost chunks here: what the offer
+        said is all here, so any holder can mend it. Return whether there is one."""
+        delivery = self._came(request)
+        if delivery is None:
+            return False
         try:
-            whole = self._store.is_complete(delivery.study_id, delivery.version)
-        except (StudyUnknown, StudyErased, VersionUnknown):
-            return None
-        return delivery if whole else None
+            if self.transfers.get(request.id) is None:
+                study = self.chunks.sealed_study(delivery.study_id, delivery.version)
+                self.transfers.save(Transfer(make_offer(delivery, study)))
+        except (LookupError, InvalidRecord):
+            return False
+        return True
 
     async def _fetch(self, request: RequestView, watch: Watch | None) -> Fetched:
         """Fetch what our own node says is delivered; the custodian's may be a height behind it."""
@@ -229,7 +259,8 @@ class Requester:
 
     async def _fetch_once(self, request: RequestView, watch: Watch | None) -> Fetched:
         wanted = await self._wanted(request)
-        holders = await self._holders(request)
+        begun = await asyncio.to_thread(self._begun, request)
+        holders = await self._holders(request, needs_custodian=not begun)
         try:
             return await fetch(
                 self._identity,
@@ -251,14 +282,14 @@ class Requester:
         roots = tuple((version.version, version.root) for version in study.versions)
         return Wanted(request.id, request.study_id, request.wrapped_digest, roots, BYTES_MAX)
 
-    async def _holders(self, request: RequestView) -> list[Holder]:
+    async def _holders(self, request: RequestView, *, needs_custodian: bool) -> list[Holder]:
         """Return the custodian, then other hospitals that have received the study."""
         custodian = self._directory.holder(request.custodian)
-        if custodian is None:
+        if custodian is None and needs_custodian:
             raise Unreachable(
                 f"no way to {request.custodian} is known: name it under [[exchange.peers]]"
             )
-        holders = {request.custodian: custodian}
+        holders = {} if custodian is None else {request.custodian: custodian}
         page = await self._acting.client.requests(
             RequestQuery(study_id=request.study_id, state=RECEIVED)
         )

@@ -18,7 +18,8 @@ from node.exchange.store.store import StudyStore
 from node.exchange.transfer.ports import TransferEvent
 from node.exchange.transfer.state import Deliveries
 from node.gateway.acting import Acting
-from node.gateway.audit.hearing import fetched
+from node.gateway.audit import hearing
+from node.gateway.audit.anchorer import Anchorer
 from node.gateway.daemon import Gateway, GatewayRefused, Parts
 from node.gateway.erasures import Erasures
 from node.gateway.exchange import Exchange
@@ -26,10 +27,12 @@ from node.gateway.exchange_opening import belongings_of, settings_of
 from node.gateway.hand_over import HandOver
 from node.gateway.health_server import HOST, HealthServer
 from node.gateway.ledger_events import LedgerEvents, id_in, word_in
+from node.gateway.mending import Mended
 from node.gateway.metrics import GatewayMetrics
 from node.gateway.monitor import Monitor, Watched
 from node.gateway.quiet import silence_libraries
 from node.gateway.requester import Received
+from node.gateway.scrubbing import DAY_MS, Scrubbing
 from node.gateway.shown import Shown
 from node.imaging.vault import Vault
 from node.ledger.genesis import Genesis
@@ -98,7 +101,9 @@ async def running(
         conflicts.attach(events)
         work += [hand_over.backlog.run(), conflicts.backlog.run(), conflicts.run()]
     metrics = GatewayMetrics(version("radledger"))
-    monitor = Monitor(Watched(gateway, opened.client, exchange), metrics)
+    anchorer, scrubbing = await asyncio.to_thread(_keepers, config, acting, opened, exchange)
+    work += [each.run() for each in (anchorer, scrubbing) if each is not None]
+    monitor = Monitor(Watched(gateway, opened.client, exchange, anchorer, scrubbing), metrics)
     monitor.metrics.spool_bytes_max.set(config.gateway.limits.spool_bytes_max)
     work.append(monitor.run())
     async with (
@@ -132,6 +137,23 @@ async def _told(config: GatewayConfig, monitor: Monitor) -> AsyncIterator[None]:
         await server.stop()
 
 
+def _keepers(
+    config: NodeConfig, acting: Acting, opened: Opened, exchange: Exchange | None
+) -> tuple[Anchorer | None, Scrubbing | None]:
+    """Return what anchors the trail and what scrubs the store, where the config wants it."""
+    anchorer = scrubbing = None
+    if config.gateway is not None and config.gateway.audit.anchor_hours:
+        anchorer = Anchorer(config.gateway, acting, opened.genesis.time_ms)
+    if config.store is not None and config.store.scrub_days:
+        slow = opened.store.slow_scrub(config.store.scrub_days * DAY_MS)
+        scrubbing = Scrubbing(slow, _unheard if exchange is None else exchange.mending.found)
+    return anchorer, scrubbing
+
+
+def _unheard(study_id: bytes) -> None:
+    """Without an exchange nobody else has the study."""
+
+
 class _Sides:
     """Lets the exchange, which is made first, reach the gateway."""
 
@@ -159,7 +181,13 @@ class _Sides:
 
     def received(self, received: Received) -> None:
         if self.gateway is not None:
-            act = fetched(received.request_id, received.study_id, received.instances)
+            act = hearing.fetched(received.request_id, received.study_id, received.instances)
+            self.gateway.auditor.tell_later(act)
+
+    def mended(self, mended: Mended) -> None:
+        if self.gateway is not None:
+            counts = mended.chunks, mended.bytes
+            act = hearing.mended(mended.study_id, mended.request_id, *counts)
             self.gateway.auditor.tell_later(act)
 
 
@@ -204,6 +232,7 @@ def _exchange(config: NodeConfig, acting: Acting, opened: Opened, sides: _Sides)
             report=sides.transferred,
             admit=sides.may_transfer,
             on_received=sides.received,
+            on_mended=sides.mended,
         )
     except (InvalidCard, CertificateRefused) as error:
         raise GatewayRefused(f"[exchange]: {error}") from error

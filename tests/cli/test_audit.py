@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from node.cli.audit_log import (
+from node.gateway.audit.evidence import (
     Evidence,
     commitment,
     evidence_file,

@@ -5,8 +5,8 @@ from contextlib import closing
 
 import pytest
 
-from node.cli.audit_log import evidence_file, leaves_file
 from node.gateway.audit.acts import Act
+from node.gateway.audit.evidence import evidence_file, leaves_file
 from node.gateway.audit.record import link
 from node.gateway.audit.segments import segments
 from node.gateway.audit.trail import Trail, TrailLimits

@@ -74,6 +74,8 @@ class Hospital:
         self.exchange = None
         self.happened = []
         self.received = []
+        self.mended = []
+        self.admitted = []
         self.inquired = []
         self.open_store()
 
@@ -111,10 +113,16 @@ class Hospital:
             given,
             self.settings(**changes),
             report=self.happened.append,
+            admit=self.admit,
             on_received=self.received.append,
+            on_mended=self.mended.append,
             on_inquiry=self.inquired.append,
             stretch=False,
         )
+
+    async def admit(self, event):
+        self.admitted.append(event)
+        return True
 
     @asynccontextmanager
     async def serving(self, **changes):

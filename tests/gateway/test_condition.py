@@ -28,6 +28,7 @@ EACH = [
     ("chunks_missing", Condition(missing_chunks=1), False),
     ("deliveries_failed", Condition(deliveries_failed=1), False),
     ("quarantine", Condition(quarantine=1), False),
+    ("audit_not_anchored", Condition(anchoring_problem="refused"), False),
 ]
 
 

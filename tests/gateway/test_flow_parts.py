@@ -9,6 +9,7 @@ import pytest
 from node import keys
 from node.exchange import encryption_keys, hpke
 from node.exchange.transfer.errors import LedgerUnavailable, NotPermitted
+from node.exchange.transfer.ports import Custody, Permit
 from node.gateway.backlog import Backlog, retry_after_s
 from node.gateway.directory import Directory, Place
 from node.gateway.permits import LedgerPermits
@@ -38,6 +39,9 @@ class Ledger:
         self.asked = 0
         self.gate = asyncio.Event()
         self.gate.set()
+
+    async def study(self, study_id):
+        return await self.request(study_id)
 
     async def request(self, request_id):
         self.asked += 1
@@ -108,6 +112,33 @@ async def test_nothing_is_permitted_while_the_node_is_away(permits):
     permits._client.answer = ConnectionLost("away")
     permits._heed(None)
     await until(lambda: permits.refused == [(REQUEST, "ledger_unavailable")])
+
+
+def study_of(custodian, status="active"):
+    summary = SimpleNamespace(id=REQUEST, custodian=custodian, status=status)
+    return SimpleNamespace(summary=summary)
+
+
+async def test_custody_is_the_custodians_until_it_goes_over_or_the_study_is_erased(permits):
+    ledger, ground = permits._client, Custody(REQUEST)
+    ledger.answer = study_of("alpha")
+    permit = await permits.permit(ground)
+    assert permit == Permit(None, REQUEST, "alpha", None)
+    permits._heed(None)
+    await until(lambda: ledger.asked == 2)
+    await permits.permit(ground)
+    assert permits.refused == []  # nothing about custody has changed
+    ledger.answer = study_of("gamma")
+    permits._heed(None)
+    await until(lambda: permits.refused == [(ground, "not_custodian")])
+    ledger.answer = study_of("gamma", "erased")
+    permits._heed(None)
+    await until(lambda: permits.refused[1:] == [(ground, "study_erased")])
+    with pytest.raises(NotPermitted, match="study_erased"):
+        await permits.permit(ground)
+    ledger.answer = None
+    with pytest.raises(NotPermitted, match="study_unknown"):
+        await permits.permit(Custody(bytes(16)))
 
 
 async def test_made_up_requests_do_not_fill_the_memory(permits, monkeypatch):

@@ -17,9 +17,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
-from enum import IntEnum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from node.exchange.store.errors import (
     ChunkUnknown,
@@ -33,6 +32,7 @@ from node.exchange.store.errors import (
     WrongMasterKey,
 )
 from node.exchange.store.master import MasterSource, Sealer, new_header, open_header
+from node.exchange.store.rows import ChunkRow, State, StudyRow, Totals, VersionRow
 
 SCHEMA_VERSION = 1
 PAGE = 256  # rows read at once by whoever walks through all of them
@@ -60,58 +60,6 @@ CREATE INDEX chunks_missing ON chunks (study) WHERE present = 0;
 PRAGMA application_id = {_APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 """
-
-
-class State(IntEnum):
-    """What is the matter with a study."""
-
-    HELD = 1
-    ERASING = 2  # the key is destroyed, chunks are being deleted
-    ERASED = 3  # all is gone; it is never taken again
-    LEAVING = 4  # as ERASING, but the study may come back
-
-
-class StudyRow(NamedTuple):
-    """One study."""
-
-    sealed: bytes | None
-    state: State
-    destroyed_ms: int | None
-    versions: int
-    chunks: int
-    stored_bytes: int
-
-
-class VersionRow(NamedTuple):
-    """One version of a study."""
-
-    study_id: bytes
-    version: int
-    index_digest: bytes
-    index_bytes: int
-    instances: int
-    bytes: int
-
-
-class ChunkRow(NamedTuple):
-    """One chunk."""
-
-    digest: bytes
-    study_id: bytes
-    stored_bytes: int
-    present: bool
-
-
-class Totals(NamedTuple):
-    """Everything held, added up."""
-
-    studies: int
-    versions: int
-    instances: int
-    bytes: int
-    stored_bytes: int
-    chunks: int
-    missing_chunks: int
 
 
 class Catalog:
@@ -219,9 +167,9 @@ class Catalog:
         rows = self._read("SELECT * FROM versions WHERE study = ? ORDER BY version", study_id)
         return [VersionRow(*row) for row in rows]
 
-    def all_versions(self) -> Iterator[VersionRow]:
+    def all_versions(self, after: tuple[bytes, int] = (b"", 0)) -> Iterator[VersionRow]:
         """Yield every version of every study; what changes meanwhile may be left out."""
-        last: tuple[bytes, int] = (b"", 0)
+        last = after
         sql = "SELECT * FROM versions WHERE (study, version) > (?, ?) ORDER BY 1, 2 LIMIT ?"
         while rows := self._read(sql, *last, PAGE):
             yield from (VersionRow(*row) for row in rows)
@@ -245,9 +193,9 @@ class Catalog:
             raise ChunkUnknown(f"no study here has a chunk {digest.hex()}")
         return _chunk(rows[0])
 
-    def chunks(self, study_id: bytes | None = None) -> Iterator[ChunkRow]:
-        """Yield all chunks, or a study's, in the order of their digests."""
-        last = b""
+    def chunks(self, study_id: bytes | None = None, *, after: bytes = b"") -> Iterator[ChunkRow]:
+        """Yield all chunks, or a study's, in the order of their digests; those `after` one."""
+        last = after
         narrow = "" if study_id is None else "AND study = ? "
         sql = f"SELECT * FROM chunks WHERE digest > ? {narrow}ORDER BY digest LIMIT ?"  # noqa: S608
         extra = () if study_id is None else (study_id,)
@@ -263,6 +211,17 @@ class Catalog:
         """Return the digests of a study's chunks that are not here."""
         sql = "SELECT digest FROM chunks WHERE study = ? AND present = 0"
         return {row[0] for row in self._read(sql, study_id)}
+
+    def lacking(self) -> Iterator[bytes]:
+        """Yield the ids of held studies of which chunks are not here, in order."""
+        last = b""
+        sql = (
+            "SELECT DISTINCT study FROM chunks WHERE present = 0 AND study > ? "
+            "AND study IN (SELECT id FROM studies WHERE state = 1) ORDER BY study LIMIT ?"
+        )
+        while rows := self._read(sql, last, PAGE):
+            yield from (row[0] for row in rows)
+            last = rows[-1][0]
 
     def mark(self, digest: bytes, *, present: bool) -> None:
         """Note whether a chunk is here. Raises `ChunkUnknown`: the study was removed meanwhile."""
@@ -344,14 +303,14 @@ class Catalog:
         self.compact()
         return len(sealed)
 
-    def note_scrub(self, note: bytes) -> None:
-        """Keep what the last scrub found."""
+    def note(self, name: str, note: bytes) -> None:
+        """Keep what a scrub notes, `SCRUBBED` or `SCRUBBING`, in place of what it noted before."""
         with self._change() as connection:
-            connection.execute("INSERT OR REPLACE INTO meta VALUES ('scrubbed', ?)", (note,))
+            connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, note))
 
-    def last_scrub(self) -> bytes | None:
-        """Return what was kept of the last scrub, None if there was none."""
-        rows = self._read("SELECT value FROM meta WHERE name = 'scrubbed'")
+    def noted(self, name: str) -> bytes | None:
+        """Return what was noted, None if nothing was."""
+        rows = self._read("SELECT value FROM meta WHERE name = ?", name)
         return rows[0][0] if rows else None
 
     def compact(self) -> None:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from node.exchange.store.index import StudyIndex
+
 
 @dataclass(frozen=True, slots=True)
 class StoredStudy:
@@ -15,6 +17,20 @@ class StoredStudy:
     stored_bytes: int  # of all its chunks
     reused_bytes: int  # as received, that lie in chunks of an earlier version
     bytes: int  # as received
+
+
+def stored(index: StudyIndex, index_digest: bytes, reused_bytes: int) -> StoredStudy:
+    """Return what is stored under an index."""
+    return StoredStudy(
+        index.study_id,
+        index.version,
+        index_digest,
+        len(index.instances),
+        len(index.chunks),
+        index.stored_bytes,
+        reused_bytes,
+        index.size,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,9 @@ from node.exchange.store.blobs import (
     index_name,
     read_chunk,
 )
-from node.exchange.store.catalog import Catalog, ChunkRow, VersionRow
+from node.exchange.store.catalog import Catalog
 from node.exchange.store.errors import ChunkUnknown, Damaged
+from node.exchange.store.rows import SCRUBBED, ChunkRow, VersionRow
 
 ORPHAN_AGE_MS = 24 * 3600 * 1000  # longer than any study takes to be stored
 
@@ -77,12 +78,12 @@ def scrub(
         found[finding.kind.value] += 1
         yield finding
     note = {"time_ms": time.time_ns() // 1_000_000, "found": found}
-    catalog.note_scrub(json.dumps(note).encode())
+    catalog.note(SCRUBBED, json.dumps(note).encode())
 
 
 def last_scrub(catalog: Catalog) -> Scrubbed | None:
     """Return what the last scrub that came to its end found. Raises `StoreError`."""
-    note = catalog.last_scrub()
+    note = catalog.noted(SCRUBBED)
     return None if note is None else Scrubbed(**json.loads(note))
 
 
@@ -96,18 +97,19 @@ def _everything(
     started_ms = time.time_ns() // 1_000_000
     total, done = catalog.stored_bytes(), 0
     for row in catalog.chunks():
-        if finding := _check_chunk(blobs, catalog, row):
+        if finding := check_chunk(blobs, catalog, row):
             yield finding
         done += row.stored_bytes
         if progress is not None:
             progress(done, max(total, done))
     for version in catalog.all_versions():
-        if finding := _check_index(blobs, catalog, version):
+        if finding := check_index(blobs, catalog, version):
             yield finding
     yield from _orphans(blobs, catalog, started_ms - orphan_age_ms, collect=collect)
 
 
-def _check_chunk(blobs: BlobStore, catalog: Catalog, row: ChunkRow) -> Finding | None:
+def check_chunk(blobs: BlobStore, catalog: Catalog, row: ChunkRow) -> Finding | None:
+    """Return what is wrong with a chunk, and note whether it is here. Raises `StoreError`."""
     name = chunk_name(row.digest)
     if not row.present:
         return _check_missing(blobs, catalog, row)
@@ -135,7 +137,8 @@ def _check_missing(blobs: BlobStore, catalog: Catalog, row: ChunkRow) -> Finding
     return Finding(Kind.MISSING, name, row.study_id, row.stored_bytes, sentence)
 
 
-def _check_index(blobs: BlobStore, catalog: Catalog, row: VersionRow) -> Finding | None:
+def check_index(blobs: BlobStore, catalog: Catalog, row: VersionRow) -> Finding | None:
+    """Return what is wrong with a version's index. Raises `StoreError`."""
     name = index_name(row.study_id, row.version)
     data = blobs.read(name)
     if data is not None and hashlib.sha256(data).digest() == row.index_digest:

@@ -13,12 +13,13 @@ import hashlib
 import hmac
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from node.exchange.store.blobs import STORE_ID, BlobStore, chunk_name, index_name, write_chunk
 from node.exchange.store.cache import Cache
-from node.exchange.store.catalog import Catalog, State, VersionRow
+from node.exchange.store.catalog import Catalog
 from node.exchange.store.compression import LEVELS
 from node.exchange.store.errors import (
     ChunkMissing,
@@ -44,8 +45,10 @@ from node.exchange.store.local import thread_buffer
 from node.exchange.store.master import MasterSource
 from node.exchange.store.migrate import Migration, migrate
 from node.exchange.store.pack import pack_instances
-from node.exchange.store.records import Erasure, StoredStudy, Usage
+from node.exchange.store.records import Erasure, StoredStudy, Usage, stored
 from node.exchange.store.reuse import merge, split
+from node.exchange.store.rounds import SlowScrub
+from node.exchange.store.rows import ChunkRow, State, VersionRow
 from node.exchange.store.scrub import ORPHAN_AGE_MS, Finding, Progress, Scrubbed, last_scrub, scrub
 from node.exchange.store.sealing import new_key, open_chunk, open_index, seal_chunk, seal_index
 
@@ -124,7 +127,7 @@ class StudyStore:
         sealed = seal_index(key, study_id, version, encode_index(index))
         self._add_version(key, index, sealed, present=True)
         reused = sum(source.facts.size for source in sources) - sum(s.facts.size for s in fresh)
-        return _stored(index, hashlib.sha256(sealed).digest(), reused)
+        return stored(index, hashlib.sha256(sealed).digest(), reused)
 
     def _writer(
         self, cipher: AESGCM, study_id: bytes, version: int, written: list[ChunkEntry]
@@ -157,7 +160,7 @@ class StudyStore:
             raise VersionConflict(
                 f"version {row.version} of study {row.study_id.hex()} is stored with other content"
             )
-        return _stored(index, row.index_digest, index.size)
+        return stored(index, row.index_digest, index.size)
 
     def _add_version(self, key: bytes, index: StudyIndex, sealed: bytes, *, present: bool) -> None:
         study_id, version = index.study_id, index.version
@@ -325,8 +328,16 @@ class StudyStore:
         """Whether all chunks of a version are here."""
         return not self.missing(study_id, version)
 
+    def lacking(self) -> Iterator[bytes]:
+        """Yield the ids of all studies of which chunks are missing, in order."""
+        return self._catalog.lacking()
+
+    def lost(self, study_id: bytes) -> list[ChunkRow]:
+        """Return the chunks that are missing of all versions of a study."""
+        return [row for row in self._catalog.chunks(study_id) if not row.present]
+
     def put_ciphertext(self, digest: bytes, data: bytes) -> None:
-        """Keep a chunk of an adopted study; durable on return.
+        """Keep a chunk that is missing; durable on return.
 
         Raises `Damaged` unless `data` is what the digest and the index say, `ChunkUnknown` for a
         chunk that no study here has, so nobody can fill the disk with what was not asked for.
@@ -431,6 +442,10 @@ class StudyStore:
             progress=progress,
         )
 
+    def slow_scrub(self, period_ms: int, **options: Any) -> SlowScrub:
+        """Return what reads all once in each period; see `rounds.SlowScrub`."""
+        return SlowScrub(self._blobs, self._catalog, self.check_place, period_ms, **options)
+
     def last_scrub(self) -> Scrubbed | None:
         """Return what the last scrub that came to its end found, None if there was none."""
         return last_scrub(self._catalog)
@@ -478,16 +493,3 @@ class StudyStore:
         if sealed is None or hashlib.sha256(sealed).digest() != row.index_digest:
             raise Damaged(f"{name} is rotten or gone in {self._blobs}")
         return sealed
-
-
-def _stored(index: StudyIndex, index_digest: bytes, reused_bytes: int) -> StoredStudy:
-    return StoredStudy(
-        index.study_id,
-        index.version,
-        index_digest,
-        len(index.instances),
-        len(index.chunks),
-        index.stored_bytes,
-        reused_bytes,
-        index.size,
-    )

@@ -6,6 +6,8 @@ The offer is kept on disk first; then every chunk is hashed on arrival and goes 
 is durable. So whatever kills either side, the next `fetch` asks only for what the sink lacks. A
 holder that serves a chunk with another digest is named, kept on record and never asked again for
 this request; one that fails is tried again for a while, later each time; one that refuses is left.
+
+`recover` brings a custodian its own chunks back, which it lost: no offer, no key, the same care.
 """
 
 import asyncio
@@ -36,7 +38,7 @@ from node.exchange.transfer.holders import (
 )
 from node.exchange.transfer.limits import ClientLimits, Pacer
 from node.exchange.transfer.offer import Offer, Wanted, decode_offer, require_wanted
-from node.exchange.transfer.ports import Chunk, ChunkSink, Progress
+from node.exchange.transfer.ports import Chunk, ChunkSink, Custody, Ground, Progress
 from node.exchange.transfer.state import Transfer, Transfers
 
 log = logging.getLogger(__name__)
@@ -51,6 +53,17 @@ class Fetched:
     bytes_fetched: int
     liars: tuple[str, ...]  # institutions, in this run and before
     left: dict[str, str]  # institutions that were given up in this run, and why
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What became of chunks that were lost."""
+
+    chunks: int  # that are here again
+    bytes: int  # of these
+    missing: int  # that no holder gave
+    liars: tuple[str, ...]  # institutions that served wrong bytes
+    left: dict[str, str]  # institutions that were given up, and why
 
 
 async def fetch(
@@ -85,8 +98,43 @@ async def fetch(
             await asyncio.to_thread(transfers.save, known)
         if prepare is not None:
             await asyncio.to_thread(prepare, known.offer)
-        run = _Run(known, links, sink, transfers, limits, progress)
-        return await run.fetch()
+        offer, kept = known.offer, _Kept(known, transfers)
+        run = _Run(wanted.request_id, links, sink, limits, progress, known.liars, kept.expose)
+        missing = await asyncio.to_thread(_missing, offer, sink)
+        if given_up := await run.fetch(missing, offer.bytes_total):
+            raise run.failure(given_up)
+        liars = kept.transfer.liars
+        return Fetched(offer, run.chunks, run.bytes, liars, run.left())
+
+
+async def recover(
+    identity: Identity,
+    study_id: bytes,
+    missing: Sequence[Chunk],
+    holders: Sequence[Holder],
+    sink: ChunkSink,
+    *,
+    limits: ClientLimits | None = None,
+    liars: Iterable[str] = (),
+) -> Recovered:
+    """Fetch chunks of a study of which this hospital is the custodian, from whoever has them.
+
+    Holders named in `liars` are not asked. Raises what the sink raises. Cancelling is safe.
+    """
+    limits = limits or ClientLimits()
+    async with AsyncExitStack() as stack:
+        links = [Link(holder, identity, limits) for holder in holders]
+        for link in links:
+            stack.push_async_callback(link.close)
+        run = _Run(Custody(study_id), links, sink, limits, None, liars, lambda name: None)
+        given_up = await run.fetch(missing, sum(chunk.size for chunk in missing))
+        return Recovered(run.chunks, run.bytes, given_up, tuple(sorted(run.liars)), run.left())
+
+
+def _missing(offer: Offer, sink: ChunkSink) -> list[Chunk]:
+    delivery = offer.delivery
+    missing = frozenset(sink.missing(delivery.study_id, delivery.version))
+    return [chunk for chunk in offer.chunks if chunk.digest in missing]
 
 
 def _resume(transfers: Transfers, wanted: Wanted) -> Transfer | None:
@@ -161,71 +209,80 @@ class _Standing:
         return self.link.holder.institution
 
 
+class _Kept:
+    """A transfer whose liars are kept on record."""
+
+    def __init__(self, transfer: Transfer, transfers: Transfers) -> None:
+        self.transfer, self._transfers = transfer, transfers
+
+    def expose(self, institution: str) -> None:
+        """Wait until it is on record that this holder lied."""
+        self.transfer = self.transfer.with_liar(institution)
+        self._transfers.save(self.transfer)
+
+
 class _Run:
     """One run over the chunks that are missing."""
 
     def __init__(
         self,
-        transfer: Transfer,
+        ground: Ground,
         links: Iterable[Link],
         sink: ChunkSink,
-        transfers: Transfers,
         limits: ClientLimits,
         progress: Progress | None,
+        liars: Iterable[str],
+        expose: Callable[[str], None],
     ) -> None:
-        self._transfer = transfer
-        self._offer = transfer.offer
-        self._request_id = transfer.offer.delivery.request_id
-        self._sink = sink
-        self._transfers = transfers
-        self._limits = limits
+        """`expose` is called in a thread with the name of whoever lied."""
+        self._ground, self._sink, self._limits, self._expose = ground, sink, limits, expose
         self._progress = progress or _unseen
         self._pacer = Pacer(limits.rate_bytes_per_s)
         self._line = asyncio.Semaphore(limits.parallel)
         self._standings = [_Standing(link) for link in links]
+        self.liars = set(liars)
         for standing in self._standings:
-            if standing.name in transfer.liars:
+            if standing.name in self.liars:
                 standing.left = _LIED
-        self._total = self._offer.bytes_total
         self._todo: deque[Chunk] = deque()
-        self._given_up = 0
-        self._here = self._fetched = self._bytes = 0
+        self._given_up = self._total = self._here = 0
+        self.chunks = self.bytes = 0  # fetched
 
-    async def fetch(self) -> Fetched:
-        missing = await asyncio.to_thread(self._missing)
+    async def fetch(self, missing: Sequence[Chunk], total: int) -> int:
+        """Fetch what is missing of `total` bytes; return how many chunks nobody gave."""
         self._todo.extend(missing)
-        self._here = self._total - sum(chunk.size for chunk in missing)
-        self._progress(self._here, self._total)
+        self._total = total
+        self._here = total - sum(chunk.size for chunk in missing)
+        self._progress(self._here, total)
         workers = min(self._limits.parallel + self._limits.storing, len(missing))
-        await _all_or_first_error([self._work() for _ in range(workers)])
-        if self._given_up:
-            refusals = {standing.refused for standing in self._standings}
-            if refusals and None not in refusals:
-                raise NotPermitted(str(min(filter(None, refusals))))
-            raise TransferIncomplete(self._given_up, self._left())
-        return Fetched(self._offer, self._fetched, self._bytes, self._transfer.liars, self._left())
+        largest = max((chunk.size for chunk in missing), default=0)
+        await _all_or_first_error([self._work(largest) for _ in range(workers)])
+        return self._given_up
 
-    def _missing(self) -> list[Chunk]:
-        delivery = self._offer.delivery
-        missing = frozenset(self._sink.missing(delivery.study_id, delivery.version))
-        return [chunk for chunk in self._offer.chunks if chunk.digest in missing]
+    def failure(self, given_up: int) -> NotPermitted | TransferIncomplete:
+        """Return why so many chunks are still missing."""
+        refusals = {standing.refused for standing in self._standings}
+        if refusals and None not in refusals:
+            return NotPermitted(str(min(filter(None, refusals))))
+        return TransferIncomplete(given_up, self.left())
 
-    def _left(self) -> dict[str, str]:
+    def left(self) -> dict[str, str]:
+        """Return the holders that were given up, and why."""
         return {
             each.name: each.left or "it lacks chunks"
             for each in self._standings
             if (each.left or each.lacks)
         }
 
-    async def _work(self) -> None:
-        buffer = bytearray(max(chunk.size for chunk in self._offer.chunks))
+    async def _work(self, largest: int) -> None:
+        buffer = bytearray(largest)
         while self._todo:
             chunk = self._todo.popleft()
             if not await self._one(Partial(chunk, buffer)):
                 self._given_up += 1
                 continue
-            self._fetched += 1
-            self._bytes += chunk.size
+            self.chunks += 1
+            self.bytes += chunk.size
             self._here += chunk.size
             self._progress(self._here, self._total)
 
@@ -248,12 +305,12 @@ class _Run:
                 standing.in_flight += 1
                 failures, filled = standing.failures, partial.filled
                 try:
-                    await standing.link.fill(partial, self._request_id, self._pacer)
+                    await standing.link.fill(partial, self._ground, self._pacer)
                     standing.failures = 0
                     return standing
                 except HolderLied:
                     partial.restart()
-                    await self._expose(standing)
+                    await self._name(standing)
                 except NotHeld:
                     standing.lacks.add(partial.chunk.digest)
                 except HolderRefused as error:
@@ -292,14 +349,14 @@ class _Run:
         alone = partial.sources == {standing.name}
         partial.restart()
         if alone:
-            await self._expose(standing)
+            await self._name(standing)
 
-    async def _expose(self, standing: _Standing) -> None:
+    async def _name(self, standing: _Standing) -> None:
         if standing.left is None:
             standing.left = _LIED
             log.warning("a holder served a chunk with another digest holder=%s", standing.name)
-            self._transfer = self._transfer.with_liar(standing.name)
-            await asyncio.to_thread(self._transfers.save, self._transfer)
+            self.liars.add(standing.name)
+            await asyncio.to_thread(self._expose, standing.name)
 
     def _failed(self, standing: _Standing, reason: str) -> None:
         standing.failures += 1

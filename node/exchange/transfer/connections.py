@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from node.exchange.transfer.limits import ServerLimits
-from node.exchange.transfer.ports import InstitutionOf
+from node.exchange.transfer.ports import Ground, InstitutionOf
 from node.network.errors import CertificateRefused
 from node.network.tls import certificate_key
 
@@ -19,7 +19,7 @@ class Peer:
     institution: str  # of that key, as of the last request
     active_s: float
     busy: bool = False
-    request_id: bytes | None = None  # that is being answered
+    ground: Ground | None = None  # of what is being answered
 
 
 class Connections:

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node.exchange.transfer.limits import ClientLimits, Pacer
 from node.exchange.transfer.offer import OFFER_BYTES_MAX
-from node.exchange.transfer.ports import Chunk
+from node.exchange.transfer.ports import Chunk, Custody, Ground
 from node.network.tls import TrustedContexts
 
 _Ask: TypeAlias = Callable[
@@ -146,14 +146,14 @@ class Link:
                 pieces.append(piece)
         return b"".join(pieces)
 
-    async def fill(self, partial: Partial, request_id: bytes, pacer: Pacer) -> None:
+    async def fill(self, partial: Partial, ground: Ground, pacer: Pacer) -> None:
         """Fetch what is missing of a chunk; what came before a failure stays in `partial`.
 
         Raises the exceptions of this module.
         """
         chunk, start = partial.chunk, partial.filled
         headers = {"Range": f"bytes={start}-"} if start else {}
-        query = {"request": request_id.hex()}
+        query = _query(ground)
         path = f"/v1/chunk/{chunk.digest.hex()}"
         async with self._get(path, query, headers, chunk.size - start) as response:
             await _require_good(response, {200, 206})
@@ -238,6 +238,12 @@ class Link:
             identity.private_key, identity.certificate, self.holder.certificates
         )
         return contexts.client
+
+
+def _query(ground: Ground) -> dict[str, str]:
+    if isinstance(ground, Custody):
+        return {"study": ground.study_id.hex()}
+    return {"request": ground.hex()}
 
 
 async def _require_good(response: aiohttp.ClientResponse, good: set[int]) -> None:

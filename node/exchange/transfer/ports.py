@@ -23,10 +23,21 @@ class SealedStudy:
 
 
 @dataclass(frozen=True, slots=True)
-class Permit:
-    """What the ledger says, as of its newest height, of a request that permits access."""
+class Custody:
+    """The ground on which a custodian gets back chunks of its own study that it lost."""
 
-    request_id: bytes  # 16 bytes
+    study_id: bytes  # 16 bytes
+
+
+# On what an answer rests: the id of a request that was granted, or custody.
+Ground: TypeAlias = bytes | Custody
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """What the ledger says, as of its newest height, of a ground that permits access."""
+
+    request_id: bytes | None  # 16 bytes; None for custody, by which no key is given out
     study_id: bytes  # 16 bytes
     institution: str  # that may fetch
     wrapped_digest: bytes | None  # 32 bytes, of the key as delivered; None: not delivered yet
@@ -68,8 +79,11 @@ class ChunkSink(Protocol):
 class Permits(Protocol):
     """The ledger's answer, asked anew for every request of a peer and while chunks flow."""
 
-    async def permit(self, request_id: bytes) -> Permit:
-        """Raises `NotPermitted` (code `request_unknown`, too) or `LedgerUnavailable`."""
+    async def permit(self, ground: Ground) -> Permit:
+        """For custody, the permit is the custodian's, whoever asks; the study is not erased.
+
+        Raises `NotPermitted` (code `request_unknown`, too) or `LedgerUnavailable`.
+        """
         ...
 
 
@@ -95,6 +109,21 @@ class TransferEvent:
     code: str = ""
     chunks: int = 0
     bytes: int = 0
+    custody: Custody | None = None  # when that is the ground
+
+
+def event_of(
+    kind: Happening,
+    institution: str | None,
+    ground: Ground | None,
+    code: str = "",
+    chunks: int = 0,
+    size: int = 0,
+) -> TransferEvent:
+    """Return the event of what happened on a ground."""
+    if isinstance(ground, Custody):
+        return TransferEvent(kind, institution, None, code, chunks, size, ground)
+    return TransferEvent(kind, institution, ground, code, chunks, size)
 
 
 # Awaited before a key or ciphertext goes out; False: it was not recorded, and must not.

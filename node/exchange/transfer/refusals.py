@@ -7,6 +7,7 @@ from aiohttp import web
 from node.exchange.transfer.errors import NotPermitted
 
 REQUEST_UNKNOWN = "request_unknown"
+NOT_CUSTODIAN = "not_custodian"
 
 
 class Refusal(Exception):

@@ -8,6 +8,8 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from node.exchange.transfer.ports import Ground
+
 _LINGER_NONE = struct.pack("ii", 1, 0)  # struct linger: on, for no time
 
 
@@ -15,7 +17,7 @@ _LINGER_NONE = struct.pack("ii", 1, 0)  # struct linger: on, for no time
 class Running:
     """One answer to a peer, from before its permit is asked for until its last byte."""
 
-    request_id: bytes
+    ground: Ground
     institution: str
     key: bytes  # of the peer's certificate
     transport: asyncio.Transport

@@ -3,9 +3,11 @@
 GET /v1/offer/REQUEST                 wrapped key, index ciphertext and chunk list (`offer`); from
                                       the custodian only, and only if the key's digest is on chain
 GET /v1/chunk/DIGEST?request=REQUEST  ciphertext; one byte range as in RFC 9110 §14 if asked for
+GET /v1/chunk/DIGEST?study=STUDY      the same for the study's custodian on the ledger, which lost
+                                      it: never a key, nor an offer
 POST paths that the gateway adds      small questions, such as those of a search (`posts`)
 
-REQUEST and DIGEST are lower-case hex. A refusal is JSON: {"error": {"code", "sentence"}}.
+REQUEST, STUDY and DIGEST are lower-case hex. A refusal is JSON: {"error": {"code", "sentence"}}.
 
 The peer is the institution of its certificate's key, looked up anew for every request. The ledger
 is asked for every request, and again every `recheck_ms` while bytes flow; when it says no, when it
@@ -35,12 +37,15 @@ from node.exchange.transfer.offer import Delivery, encode_offer, make_offer
 from node.exchange.transfer.ports import (
     Admit,
     ChunkSource,
+    Custody,
+    Ground,
     Happening,
     InstitutionOf,
     Permit,
     Permits,
     Report,
     TransferEvent,
+    event_of,
 )
 from node.exchange.transfer.posts import INSTITUTION, Post, add_posts
 from node.exchange.transfer.refusals import Refusal
@@ -54,7 +59,7 @@ _silent = logging.getLogger(f"{__name__}.http")
 _silent.disabled = True
 
 _SHUTDOWN_S = 2.0
-_REQUEST_ID = re.compile(r"[0-9a-f]{32}")
+_ID = re.compile(r"[0-9a-f]{32}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 T = TypeVar("T")
@@ -146,9 +151,9 @@ class ExchangeServer:
     ) -> None:
         await self.close()
 
-    def revoke(self, request_id: bytes, code: str) -> None:
-        """Cut every answer to this request at once; `code` says why, as the contracts do."""
-        self._stop(code, lambda running: running.request_id == request_id)
+    def revoke(self, ground: Ground, code: str) -> None:
+        """Cut every answer on this ground at once; `code` says why, as the contracts do."""
+        self._stop(code, lambda running: running.ground == ground)
 
     def drop(self, key: bytes) -> None:
         """Cut every connection of a certificate's key that is trusted no longer."""
@@ -193,13 +198,13 @@ class ExchangeServer:
         if peer is None or institution is None:
             self._report(TransferEvent(Happening.REFUSED, None, None, "peer_unknown"))
             return refusals.response(refusals.peer_unknown())
-        peer.institution, peer.request_id, peer.busy = institution, None, True
+        peer.institution, peer.ground, peer.busy = institution, None, True
         request[INSTITUTION] = institution
         try:
             return await handler(request)
         except Refusal as refusal:
-            asked = peer.request_id
-            self._report(TransferEvent(Happening.REFUSED, institution, asked, refusal.code))
+            asked = peer.ground
+            self._report(event_of(Happening.REFUSED, institution, asked, refusal.code))
             return refusals.response(refusal)
         except web.HTTPException as error:
             return refusals.response(Refusal(error.status, "request_invalid", error.reason))
@@ -213,10 +218,10 @@ class ExchangeServer:
             peer.active_s = asyncio.get_running_loop().time()
 
     async def _offer(self, request: web.Request) -> web.StreamResponse:
-        request_id = _hex(_REQUEST_ID, request.match_info["request"], "a request's id")
+        request_id = _hex(_ID, request.match_info["request"], "a request's id")
         with self._answering(request, request_id) as running:
             permit = await self._permit(running)
-            delivery = await self._delivery(permit)
+            delivery = await self._delivery(request_id, permit)
             try:
                 study = await self._in_thread(
                     self._source.sealed_study, delivery.study_id, delivery.version
@@ -233,29 +238,29 @@ class ExchangeServer:
 
     async def _chunk(self, request: web.Request) -> web.StreamResponse:
         digest = _hex(_DIGEST, request.match_info["digest"], "a chunk's digest")
-        request_id = _hex(_REQUEST_ID, request.query.get("request", ""), "a request's id")
-        with self._answering(request, request_id) as running:
+        ground = _ground(request)
+        with self._answering(request, ground) as running:
             permit = await self._permit(running)
             try:
                 data = await self._in_thread(self._read, permit.study_id, digest)
             except LookupError:
                 raise refusals.not_held() from None
             status, part, headers = _part(request, memoryview(data))
-            await self._given.begin(running.institution, request_id)
+            await self._given.begin(running.institution, ground)
             response = await self._send(request, running, part, status, headers)
-            self._given.add(running.institution, request_id, len(part))
+            self._given.add(running.institution, ground, len(part))
             return response
 
     @contextlib.contextmanager
-    def _answering(self, request: web.Request, request_id: bytes) -> Iterator[Running]:
+    def _answering(self, request: web.Request, ground: Ground) -> Iterator[Running]:
         """Note an answer before its permit is asked for, so that no withdrawal slips between."""
         peer = self._connections.find(request.protocol)
         if peer is None:
             raise refusals.peer_unknown()
-        peer.request_id = request_id
+        peer.ground = ground
         if self._running.count_of(peer.institution) >= self._limits.peer_requests_max:
             raise refusals.busy()
-        running = Running(request_id, peer.institution, peer.key, peer.transport)
+        running = Running(ground, peer.institution, peer.key, peer.transport)
         self._running.add(running)
         try:
             yield running
@@ -265,16 +270,18 @@ class ExchangeServer:
     async def _permit(self, running: Running) -> Permit:
         try:
             async with asyncio.timeout(self._limits.permit_timeout_ms / 1000):
-                permit = await self._permits.permit(running.request_id)
+                permit = await self._permits.permit(running.ground)
         except NotPermitted as error:
             raise refusals.not_permitted(error) from error
         except (LedgerUnavailable, TimeoutError) as error:
             raise refusals.unavailable() from error
         if permit.institution != running.institution:
-            raise refusals.not_permitted(NotPermitted(refusals.REQUEST_UNKNOWN))
+            is_custody = isinstance(running.ground, Custody)
+            code = refusals.NOT_CUSTODIAN if is_custody else refusals.REQUEST_UNKNOWN
+            raise refusals.not_permitted(NotPermitted(code))
         return permit
 
-    async def _delivery(self, permit: Permit) -> Delivery:
+    async def _delivery(self, request_id: bytes, permit: Permit) -> Delivery:
         """Return what was wrapped for this request, if it is what the ledger says was delivered:
         no key leaves without the committed permit."""
         if permit.wrapped_digest is None:
@@ -282,7 +289,7 @@ class ExchangeServer:
         if self._deliveries is None:
             raise refusals.offer_unknown()
         try:
-            delivery = await self._in_thread(self._deliveries.get, permit.request_id)
+            delivery = await self._in_thread(self._deliveries.get, request_id)
         except InvalidRecord as error:
             log.error("a delivery cannot be read error=%s", error)
             raise refusals.internal() from error
@@ -290,9 +297,7 @@ class ExchangeServer:
             raise refusals.offer_unknown()
         stated = (permit.study_id, permit.wrapped_digest)
         if (delivery.study_id, wrapped_digest(delivery.wrapped)) != stated:
-            log.error(
-                "a wrapped key is not the one on the ledger request=%s", permit.request_id.hex()
-            )
+            log.error("a wrapped key is not the one on the ledger request=%s", request_id.hex())
             raise refusals.offer_unknown()
         return delivery
 
@@ -347,8 +352,7 @@ class ExchangeServer:
     def _stop(self, code: str, which: Callable[[Running], bool]) -> None:
         chosen = [running for running in self._running.snapshot() if which(running)]
         for running in self._running.stop(code, chosen):
-            event = TransferEvent(Happening.STOPPED, running.institution, running.request_id, code)
-            self._report(event)
+            self._report(event_of(Happening.STOPPED, running.institution, running.ground, code))
 
     async def _watch(self) -> None:
         """Ask the ledger again about whatever flows, and cut who is silent."""
@@ -356,26 +360,28 @@ class ExchangeServer:
             await asyncio.sleep(self._limits.recheck_ms / 1000)
             self._connections.prune(asyncio.get_running_loop().time())
             self._given.flush()
-            request_ids = {running.request_id for running in self._running.snapshot()}
-            await asyncio.gather(*map(self._recheck, request_ids))
+            grounds = {running.ground for running in self._running.snapshot()}
+            await asyncio.gather(*map(self._recheck, grounds))
 
-    async def _recheck(self, request_id: bytes) -> None:
+    async def _recheck(self, ground: Ground) -> None:
         try:
             async with asyncio.timeout(self._limits.recheck_ms / 1000):
-                permit = await self._permits.permit(request_id)
+                permit = await self._permits.permit(ground)
         except NotPermitted as error:
-            self.revoke(request_id, error.code)
+            self.revoke(ground, error.code)
         except (LedgerUnavailable, TimeoutError):
-            self.revoke(request_id, "ledger_unavailable")
+            self.revoke(ground, "ledger_unavailable")
         else:
-            institution = permit.institution
+            mine = [each for each in self._running.snapshot() if each.ground == ground]
+            self._stop("peer_unknown", lambda each: each in mine and self._has_moved(each))
+            # Custody has gone over to another institution meanwhile.
+            heir = permit.institution
             self._stop(
-                "peer_unknown",
-                lambda running: (
-                    running.request_id == request_id
-                    and self._institution_of(running.key) != institution
-                ),
+                refusals.NOT_CUSTODIAN, lambda each: each in mine and each.institution != heir
             )
+
+    def _has_moved(self, running: Running) -> bool:
+        return self._institution_of(running.key) != running.institution
 
     def _watch_ended(self, task: "asyncio.Task[None]") -> None:
         """Without the watch nothing may flow: a fault in it stops the exchange."""
@@ -397,6 +403,15 @@ def _part(request: web.Request, data: memoryview) -> tuple[int, memoryview, dict
     if start >= stop:
         raise refusals.not_satisfiable(size)
     return 206, data[start:stop], {"Content-Range": f"bytes {start}-{stop - 1}/{size}"}
+
+
+def _ground(request: web.Request) -> Ground:
+    """Return on what a peer asks for a chunk: a request of its own, or custody."""
+    if "study" not in request.query:
+        return _hex(_ID, request.query.get("request", ""), "a request's id")
+    if "request" in request.query:
+        raise refusals.invalid("either a request's id or a study's")
+    return Custody(_hex(_ID, request.query["study"], "a study's id"))
 
 
 def _hex(form: re.Pattern[str], text: str, what: str) -> bytes:

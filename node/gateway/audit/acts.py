@@ -103,6 +103,9 @@ KINDS: dict[str, Kind] = {
     "transfer_stopped": Kind(EXPORT, "R", Way.OUT, "a running transfer was cut"),
     "peer_refused": Kind(ALERT, "E", Way.IN, "the exchange refused a connection", NODE),
     "fetched": Kind(IMPORT, "C", Way.IN, "a granted study was fetched", life_cycle="12"),
+    "mended": Kind(
+        IMPORT, "C", Way.IN, "lost ciphertext came back from another hospital", life_cycle="12"
+    ),
     "exported": Kind(
         EXPORT, "R", Way.OUT, "an operator has a study written to a folder", life_cycle="10"
     ),

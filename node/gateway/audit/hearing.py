@@ -77,7 +77,7 @@ def transferred(event: TransferEvent) -> Act:
     `OFFERED` is none: it was recorded, as `OFFERING`, before it began. Raises `KeyError` for it.
     """
     kind, outcome = _TRANSFERS[event.kind]
-    if event.kind is Happening.REFUSED and event.request_id is None:
+    if event.kind is Happening.REFUSED and (event.request_id, event.custody) == (None, None):
         kind = "peer_refused"
     return Act(
         kind,
@@ -85,6 +85,7 @@ def transferred(event: TransferEvent) -> Act:
         who=event.institution or "",
         code=event.code or (f"{event.chunks} chunks" if event.chunks else ""),
         request=event.request_id,
+        studies=() if event.custody is None else (event.custody.study_id,),
         size=event.bytes,
     )
 
@@ -92,6 +93,12 @@ def transferred(event: TransferEvent) -> Act:
 def fetched(request_id: bytes, study_id: bytes, instances: int) -> Act:
     """Return the act of a granted study that came whole."""
     return Act("fetched", request=request_id, studies=(study_id,), instances=instances)
+
+
+def mended(study_id: bytes, request_id: bytes | None, chunks: int, size: int) -> Act:
+    """Return the act of lost chunks that came back; `request_id` if the study came by one."""
+    given = (study_id,)
+    return Act("mended", code=f"{chunks} chunks", request=request_id, studies=given, size=size)
 
 
 def exported(request_id: bytes | None, study_id: bytes, instances: int) -> Act:

@@ -2,10 +2,11 @@
 
     audit/0000000000000001.log   closed: read-only, complete, ready to be anchored
     audit/0000000000000913.log   the last one: open
-    audit/….log.anchor.json      the evidence that `radledger audit anchor` keeps beside a segment
+    audit/….log.anchor.json      the evidence that `anchoring.py` keeps beside a segment
     audit/….log.leaves           32 bytes a record, to say later which one was changed
     audit/sent.json              how far the repository has it
     audit/lock                   flock: exclusive to append, shared to read
+    audit/anchoring              flock: one process anchors at a time
 
 Several processes append. A closed segment has lost its owner's right to write, by which an appender
 that had it open sees that another one closed it.
@@ -19,7 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-LEAVES = ".leaves"  # kept by `radledger gateway audit anchor`
+from node.gateway.audit.errors import TrailUnusable
+
+LEAVES = ".leaves"  # kept of what is anchored
 _NAME = re.compile(r"(\d{16})\.log")
 _TAIL_BYTES = 64 * 1024  # more than any line
 
@@ -71,6 +74,21 @@ def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
     descriptor = os.open(folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def anchoring(folder: Path) -> Iterator[None]:
+    """Be the only one who anchors: of two salts for one file one would be lost, and with it what
+    its anchor proves. Raises `TrailUnusable` if another process is at it, `OSError`."""
+    descriptor = os.open(folder / "anchoring", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TrailUnusable("another process anchors the trail now; try again") from error
         yield
     finally:
         os.close(descriptor)

@@ -3,7 +3,7 @@
 import pytest
 
 from node.exchange.federation.ports import FederationEvent, Inquiry
-from node.exchange.transfer.ports import Happening, TransferEvent
+from node.exchange.transfer.ports import Custody, Happening, TransferEvent, event_of
 from node.gateway.audit import hearing
 from node.gateway.audit.acts import Outcome
 from node.gateway.audit.auditor import Auditor
@@ -34,6 +34,17 @@ def test_transfers(happening, request_id, kind, outcome):
     act = hearing.transferred(TransferEvent(happening, "south", request_id, "why", 3, 700))
     assert (act.kind, act.outcome, act.who) == (kind, outcome, "south")
     assert (act.request, act.code, act.size) == (request_id, "why", 700)
+
+
+def test_a_transfer_by_custody_names_the_study():
+    custody = Custody(REQUEST)
+    for happening, kind in [
+        (Happening.SENDING, "chunks_begun"),
+        (Happening.REFUSED, "transfer_refused"),
+        (Happening.NOT_TAKEN, "fetch_refused"),
+    ]:
+        act = hearing.transferred(event_of(happening, "south", custody, "why"))
+        assert (act.kind, act.who, act.request, act.studies) == (kind, "south", None, (REQUEST,))
 
 
 def test_every_happening_is_heard_and_an_offer_once():

@@ -21,7 +21,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from node import keys
-from node.cli.failures import USAGE, Failure
+from node.gateway.audit.errors import EvidenceInvalid
 from node.ledger import merkle
 
 VERSION = 1
@@ -51,7 +51,7 @@ def evidence_file(log: Path) -> Path:
 
 
 def load_evidence(log: Path) -> Evidence | None:
-    """Return the evidence of a log, None if it was never anchored. Raises `Failure`."""
+    """Return the evidence of a log, None if it was never anchored. Raises `EvidenceInvalid`."""
     path = evidence_file(log)
     if not path.exists():
         return None
@@ -62,8 +62,8 @@ def load_evidence(log: Path) -> Evidence | None:
         if version == VERSION and len(bytes.fromhex(found.salt)) == SALT_BYTES:
             return found
     except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise Failure(USAGE, f"{path} is damaged: take it from a backup") from error
-    raise Failure(USAGE, f"{path} is of another version than this program knows")
+        raise EvidenceInvalid(f"{path} is damaged: take it from a backup") from error
+    raise EvidenceInvalid(f"{path} is of another version than this program knows")
 
 
 def save_evidence(log: Path, evidence: Evidence) -> None:
