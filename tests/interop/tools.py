@@ -3,13 +3,15 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import time
 import urllib.request
 from contextlib import contextmanager
 
+from node.testnet.layout import free_ports
+
 # pynetdicom's scripts have the names of DCMTK's: call the system's by their full names.
+_GIVEN: set[int] = set()
 _SYSTEM = "/usr/bin:/usr/sbin:/usr/local/bin"
 
 
@@ -36,10 +38,13 @@ def call(
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on now."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    """Return a port that nobody listens on now, another one each time; no outgoing connection takes
+    it either."""
+    while True:
+        (port,) = free_ports(1)
+        if port not in _GIVEN:
+            _GIVEN.add(port)
+            return port
 
 
 def until(is_so, seconds: float = 60, what: str = "it") -> None:
