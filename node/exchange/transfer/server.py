@@ -272,6 +272,7 @@ class ExchangeServer:
             raise refusals.unavailable() from error
         if permit.institution != running.institution:
             raise refusals.not_permitted(NotPermitted(refusals.REQUEST_UNKNOWN))
+        running.is_permitted = True
         return permit
 
     async def _delivery(self, permit: Permit) -> Delivery:
@@ -356,7 +357,9 @@ class ExchangeServer:
             await asyncio.sleep(self._limits.recheck_ms / 1000)
             self._connections.prune(asyncio.get_running_loop().time())
             self._given.flush()
-            request_ids = {running.request_id for running in self._running.snapshot()}
+            # Not who waits for a first answer: that may take `permit_timeout_ms`.
+            flowing = (each for each in self._running.snapshot() if each.is_permitted)
+            request_ids = {running.request_id for running in flowing}
             await asyncio.gather(*map(self._recheck, request_ids))
 
     async def _recheck(self, request_id: bytes) -> None:
