@@ -136,7 +136,7 @@ class DicomPeer:
     certificate_file: ResolvedPath | None = None  # PEM; with TLS, the one that it must present
     web_url: str | None = None  # of its DICOMweb, as "https://pacs.hospital.example/dicom-web"
     web_authorization_file: ResolvedPath | None = None  # the header's value, as "Basic dXNlcjo..."
-    takes_fetched: Flag = False  # what comes from other hospitals is delivered to it by itself
+    takes_fetched: Flag = False  # what comes from other hospitals from now on is delivered to it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

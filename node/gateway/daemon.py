@@ -122,7 +122,7 @@ class Gateway:
             self.spool,
             self.holdings.judged_by(parts.may_deliver),
             ways,
-            self._delivered,
+            self.delivered,
             parts.as_of,
             auditor.delivering,
         )
@@ -249,8 +249,8 @@ class Gateway:
         self.auditor.inquired(event)
         self._report(*kept_line(event), is_audited=True)
 
-    def _delivered(self, given: Given) -> None:
-        """Keep what was delivered as an event. Called in threads."""
+    def delivered(self, given: Given) -> None:
+        """Keep what was delivered, or why it was not, as an event. Called in threads."""
         self.auditor.delivered(given)
         code = given.code or f"delivered {given.instances}"
         self.spool.note("delivered", given.target, code, is_audited=True)
