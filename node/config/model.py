@@ -143,7 +143,7 @@ class DicomPeer:
 class GatewayLimits:
     """What the senders of images may cost. The receiving process is held to the first four."""
 
-    memory_bytes_max: BufferBytes = 2**30  # private memory of the receiving process
+    memory_bytes_max: BufferBytes = 2**30  # private memory of each process that parses
     instance_bytes_max: StorageBytes = 8 * 2**30
     associations_max: Annotated[int, Field(strict=True, ge=1, le=64)] = 16
     pdu_bytes_max: Annotated[int, Field(strict=True, ge=16_384, le=2**24)] = 2**17

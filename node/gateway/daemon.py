@@ -41,6 +41,7 @@ from node.gateway.inquiries import kept_line
 from node.gateway.intake import Intake, Kept
 from node.gateway.keeping import Keeper
 from node.gateway.link import DimseAccess, Lender
+from node.gateway.parsing import Parsing
 from node.gateway.receiver import Receiving
 from node.gateway.scp import Settings
 from node.gateway.spool import Quota, Spool, reference
@@ -106,7 +107,14 @@ class Gateway:
         try:
             self._trail = open_trail(config)
             self._sending = sending(sender_of(config, parts.signer.institution))
-            self.spool = Spool(config.spool_dir, quota_of(config), rules, trail=self._trail)
+            self.parsing = Parsing(config.limits.memory_bytes_max)
+            self.spool = Spool(
+                config.spool_dir,
+                quota_of(config),
+                rules,
+                trail=self._trail,
+                read=self.parsing.read,
+            )
             tls, pins, trusts = _trust(config)
             ways = ways_of(config, Dialer(self.spool.note))
             self.deliveries = open_deliveries(self.spool)
@@ -125,6 +133,7 @@ class Gateway:
             self.delivered,
             parts.as_of,
             auditor.delivering,
+            self.parsing.read,
         )
         lender = Lender(self.holdings, self._given_out, may_give=auditor.retrieving)
         self.receiving = Receiving(settings, self._report, lender)
@@ -165,6 +174,7 @@ class Gateway:
                 await self.web.stop()
             await self.front.stop()
             await self.receiving.stop()
+            await asyncio.to_thread(self.parsing.close)
             self.deliveries.close()
             await self.auditor.settled()
             if self._is_started:  # not if the folder is another gateway's
@@ -193,15 +203,18 @@ class Gateway:
         log.info("gateway listens port=%d ae_title=%s", self.front.port, config.ae_title)
 
     def _work(self) -> list[Coroutine[Any, Any, None]]:
-        work = [self.intake.run(), self.deliverer.run(), *self._sending]
+        warming = asyncio.to_thread(self.parsing.warm)
+        work = [warming, self.intake.run(), self.deliverer.run(), *self._sending]
         if self._config.watch_dir is not None:
-            watch = Watch(self._config.watch_dir, self.spool)
+            watch = Watch(self._config.watch_dir, self.spool, self.parsing.media)
             work.append(watch.run())
         return work
 
     async def _register(self, paths: Sequence[Path]) -> Registrations:
         parts = self._parts
-        done = await register(paths, parts.client, parts.vault, parts.signer)
+        done = await register(
+            paths, parts.client, parts.vault, parts.signer, mapper=self.parsing.map
+        )
         self.registered += sum(each.is_done and each.submitted is not None for each in done.studies)
         return done
 
