@@ -91,12 +91,11 @@ class HandOver:
         # Not `permitted`: the last use may be counted already, and its delivery not yet begun.
         if request is None or not request.in_force:
             return True
-        takers = [target for target in self._targets if self._takes(target, request)]
-        if not takers:
-            return True
+        # Whoever takes it: searches and `study deliver` find only what is listed.
         study_uid = await asyncio.to_thread(self._list_study, request.study_id)
         if study_uid is None:
             return False
+        takers = [target for target in self._targets if self._takes(target, request)]
         try:
             for target in takers:
                 await self._give(request_id, study_uid, target)

@@ -66,16 +66,23 @@ class Side:
         )
         for target in targets if since is not None else ():
             self.deliveries.taken_since(target, acting.chain_id, since)
-        self.told = []
+        self.told, self.listed = [], []
         self.hand_over = HandOver(
             acting,
             hospital.make(acting).requester,
             self.deliverer,
             self.deliveries,
             targets,
-            holdings.add,
+            self.list_study(holdings.add),
             self.told.append,
         )
+
+    def list_study(self, add):
+        def listed(study_id):
+            self.listed.append(study_id)
+            return add(study_id)
+
+        return listed
 
     async def work(self, request_id):
         try:
@@ -154,6 +161,7 @@ async def test_a_pacs_gets_what_is_received_since_it_first_takes(tmp_path, two_p
                 side = Side(beta, acting, two_pacs, targets, since=None)
                 before = [each.target for each in side.deliveries.waiting()]
                 assert await side.work(request_id)
+            assert len(side.listed) == 1  # also what nobody takes is found, and delivered by hand
             return side.waiting[len(before) :]
 
         async with alpha.serving(), beta.serving() as exchange:
