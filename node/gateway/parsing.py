@@ -161,6 +161,8 @@ class Parsing:
         """
         if not isinstance(function, partial) or function.func is not read_instance:
             raise ValueError("only read_instance runs behind the fence")
+        if function.args or function.keywords.keys() != {"limits"}:
+            raise ValueError("only limits are passed on behind the fence")
         read = partial(self._all, READ, decode_reading, limits=function.keywords["limits"])
         tasks = [paths[at : at + FILES_PER_TASK] for at in range(0, len(paths), FILES_PER_TASK)]
         running: deque[Future[list[CommittedFile | UnreadableInstance]]] = deque()

@@ -208,7 +208,8 @@ def test_a_medium_is_read_behind_the_fence_too(make, tmp_path):
 
 
 def test_only_one_function_runs_behind_the_fence(make, tmp_path):
-    for function in (len, partial(os.unlink, limits=LIMITS)):
+    more = partial(read_instance, limits=LIMITS, more=1)
+    for function in (len, partial(os.unlink, limits=LIMITS), more):
         with pytest.raises(ValueError, match="behind the fence"):
             list(make().map(function, [tmp_path]))
 
