@@ -43,6 +43,7 @@ from node.gateway.exchange_opening import identity_of, settings_of
 from node.gateway.importing import Import, import_folder
 from node.gateway.index import SpoolError
 from node.gateway.knocking import unanswered
+from node.gateway.parsing import Parsing
 from node.gateway.priority import give_way
 from node.gateway.quiet import log_to_stderr
 from node.gateway.site import Opened, running
@@ -153,15 +154,17 @@ def import_command(
     """
     with explained(as_json), _told():
         config = _gateway(Desk.open(config_file))
-        spool = Spool(config.spool_dir, quota_of(config), rules_of(config))
+        parsing = Parsing(config.limits.memory_bytes_max, workers=1)
+        spool = Spool(config.spool_dir, quota_of(config), rules_of(config), read=parsing.read)
         try:
             with file_progress("importing", as_json) as show:
-                done = import_folder(folder, spool, show)
+                done = import_folder(folder, spool, show, parsing.media)
         except UnreadableInstance as error:
             raise Failure(WRONG, f"the DICOMDIR cannot be used: {error.reason}") from error
         except ValueError as error:
             raise Failure(USAGE, str(error)) from error
         finally:
+            parsing.close()
             spool.close()
         if as_json:
             show_json(asdict(done))

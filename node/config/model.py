@@ -136,14 +136,14 @@ class DicomPeer:
     certificate_file: ResolvedPath | None = None  # PEM; with TLS, the one that it must present
     web_url: str | None = None  # of its DICOMweb, as "https://pacs.hospital.example/dicom-web"
     web_authorization_file: ResolvedPath | None = None  # the header's value, as "Basic dXNlcjo..."
-    takes_fetched: Flag = False  # what comes from other hospitals is delivered to it by itself
+    takes_fetched: Flag = False  # what comes from other hospitals from now on is delivered to it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayLimits:
     """What the senders of images may cost. The receiving process is held to the first four."""
 
-    memory_bytes_max: BufferBytes = 2**30  # private memory of the receiving process
+    memory_bytes_max: BufferBytes = 2**30  # private memory of each process that parses
     instance_bytes_max: StorageBytes = 8 * 2**30
     associations_max: Annotated[int, Field(strict=True, ge=1, le=64)] = 16
     pdu_bytes_max: Annotated[int, Field(strict=True, ge=16_384, le=2**24)] = 2**17

@@ -41,6 +41,7 @@ from node.gateway.inquiries import kept_line
 from node.gateway.intake import Intake, Kept
 from node.gateway.keeping import Keeper
 from node.gateway.link import DimseAccess, Lender
+from node.gateway.parsing import Parsing
 from node.gateway.receiver import Receiving
 from node.gateway.scp import Settings
 from node.gateway.spool import Quota, Spool, reference
@@ -108,7 +109,14 @@ class Gateway:
         try:
             self._trail = open_trail(config)
             self._sending = sending(sender_of(config, parts.signer.institution))
-            self.spool = Spool(config.spool_dir, quota_of(config), rules, trail=self._trail)
+            self.parsing = Parsing(config.limits.memory_bytes_max)
+            self.spool = Spool(
+                config.spool_dir,
+                quota_of(config),
+                rules,
+                trail=self._trail,
+                read=self.parsing.read,
+            )
             tls, pins, trusts = _trust(config)
             ways = ways_of(config, Dialer(self.spool.note))
             self.deliveries = open_deliveries(self.spool)
@@ -124,9 +132,10 @@ class Gateway:
             self.spool,
             self.holdings.judged_by(parts.may_deliver),
             ways,
-            self._delivered,
+            self.delivered,
             parts.as_of,
             auditor.delivering,
+            self.parsing.read,
         )
         lender = Lender(self.holdings, self._given_out, may_give=auditor.retrieving)
         self.receiving = Receiving(settings, self._report, lender)
@@ -167,6 +176,7 @@ class Gateway:
                 await self.web.stop()
             await self.front.stop()
             await self.receiving.stop()
+            await asyncio.to_thread(self.parsing.close)
             self.deliveries.close()
             await self.auditor.settled()
             if self._is_started:  # not if the folder is another gateway's
@@ -195,16 +205,18 @@ class Gateway:
         log.info("gateway listens port=%d ae_title=%s", self.front.port, config.ae_title)
 
     def _work(self) -> list[Coroutine[Any, Any, None]]:
-        work = [self.intake.run(), self.deliverer.run(), *self._sending]
+        warming = asyncio.to_thread(self.parsing.warm)
+        work = [warming, self.intake.run(), self.deliverer.run(), *self._sending]
         if self._config.watch_dir is not None:
-            watch = Watch(self._config.watch_dir, self.spool)
+            watch = Watch(self._config.watch_dir, self.spool, self.parsing.media)
             work.append(watch.run())
         return work
 
     async def _register(self, paths: Sequence[Path]) -> Registrations:
         parts = self._parts
         options = Options(apart=rules_of_config(parts.config))
-        done = await register(paths, parts.client, parts.vault, parts.signer, options=options)
+        given = parts.client, parts.vault, parts.signer
+        done = await register(paths, *given, options=options, mapper=self.parsing.map)
         self.registered += sum(each.is_done and each.submitted is not None for each in done.studies)
         return done
 
@@ -268,8 +280,8 @@ class Gateway:
         self.auditor.inquired(event)
         self._report(*kept_line(event), is_audited=True)
 
-    def _delivered(self, given: Given) -> None:
-        """Keep what was delivered as an event. Called in threads."""
+    def delivered(self, given: Given) -> None:
+        """Keep what was delivered, or why it was not, as an event. Called in threads."""
         self.auditor.delivered(given)
         code = given.code or f"delivered {given.instances}"
         self.spool.note("delivered", given.target, code, is_audited=True)

@@ -19,10 +19,13 @@ from pathlib import Path
 from node.gateway.closing import retry_after
 from node.gateway.deliveries import Deliveries, Delivery, Stage, State
 from node.gateway.holdings import HeldInstance, HeldStudy, Holdings, Withheld
+from node.gateway.index import SpoolError
+from node.gateway.spool import Read
 from node.gateway.ways import NotOffered, Unreachable, Way
-from node.imaging.commitment import commit_file
 from node.imaging.errors import UnreadableInstance
+from node.imaging.limits import LIMITS
 from node.imaging.manifest import instance_of
+from node.imaging.reader import read_instance
 from node.imaging.verify import INTACT, Verdict, compare
 
 log = logging.getLogger(__name__)
@@ -77,6 +80,7 @@ class Deliverer:
         audit: Callable[[Given], None],
         as_of: Callable[[], int | None] | None = None,
         may_begin: Callable[[Given], bool] = lambda given: True,
+        read: Read = read_instance,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         """`folder` takes one instance at a time while it is compared; it is made for us alone.
@@ -84,12 +88,13 @@ class Deliverer:
         `as_of` has what may be given out looked at anew, and returns the number of the last such
         look, None while nothing is known. What is withheld has to be so by two looks: after a
         start, or without its node, a gateway knows of no grant. Without `as_of` one is enough.
-        `may_begin` is asked before each attempt that sends: with False it waits.
+        `may_begin` is asked before each attempt that sends: with False it waits. `read` parses
+        what other hospitals and the PACS sent, elsewhere than here.
         """
         self._as_of = as_of
         self._withheld: dict[int, int] = {}  # by which look a delivery was withheld first
         self._deliveries, self._holdings, self._targets = deliveries, holdings, targets
-        self._may_begin = may_begin
+        self._may_begin, self._read = may_begin, read
         self._folder, self._audit, self._now_ms = folder, audit, now_ms
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -148,7 +153,8 @@ class Deliverer:
             return self._later(delivery, f"the store cannot be read: {type(error).__name__}")
         if study is None:
             return self._withhold(delivery)
-        attempt = _Attempt(self._deliveries, delivery, study, self._holdings, self._folder)
+        parts = self._deliveries, delivery, study, self._holdings, self._folder
+        attempt = _Attempt(*parts, self._read)
         if attempt.lacks_some:
             return self._withhold(delivery)
         given = Given(delivery.target, delivery.study_uid, 0, "")
@@ -161,7 +167,7 @@ class Deliverer:
             return self._withhold(delivery, attempt.given)
         except Unreachable as error:
             return self._later(delivery, str(error), attempt.given)
-        except OSError as error:
+        except (OSError, SpoolError) as error:
             reason = f"the store or the disk fails: {type(error).__name__}"
             return self._later(delivery, reason, attempt.given)
         return self._settle(delivery, attempt.given)
@@ -230,9 +236,10 @@ class _Attempt:
         study: HeldStudy,
         holdings: Holdings,
         folder: Path,
+        read: Read,
     ) -> None:
         self._deliveries, self._number = deliveries, delivery.number
-        self._holdings, self._folder = holdings, folder
+        self._holdings, self._folder, self._parse = holdings, folder, read
         self._places = {uid: place for place, uid in enumerate(delivery.sop_uids)}
         self._instances = [i for i in study.instances if i.sop_uid in self._places]
         # What was to be delivered may not be ours to give any more.
@@ -320,7 +327,7 @@ class _Attempt:
             self._mark(instance, None)  # it said success, and has it not: send it again
             return
         with self._own(instance) as own:
-            verdict, sentence = same_image(own, path)
+            verdict, sentence = same_image(own, path, self._parse)
         if verdict in _DELIVERED:
             self._mark(instance, Stage.VERIFIED, verdict.value)
         elif verdict is Verdict.UNDECIDED:
@@ -340,14 +347,13 @@ class _Attempt:
             Path(name).unlink(missing_ok=True)
 
 
-def same_image(own: Path, theirs: Path) -> tuple[Verdict, str]:
+def same_image(own: Path, theirs: Path, read: Read) -> tuple[Verdict, str]:
     """Return what has become of the instance `own` in `theirs`, and that in words."""
-    try:
-        known = instance_of(commit_file(own))
-    except UnreadableInstance as error:
-        return Verdict.UNDECIDED, f"our own copy cannot be compared: {error.reason}"
-    try:
-        report = compare(known, commit_file(theirs))
-    except UnreadableInstance as error:
-        return Verdict.ALTERED, error.reason
+    known = read(own, LIMITS)
+    if isinstance(known, UnreadableInstance):
+        return Verdict.UNDECIDED, f"our own copy cannot be compared: {known.reason}"
+    given = read(theirs, LIMITS)
+    if isinstance(given, UnreadableInstance):
+        return Verdict.ALTERED, given.reason
+    report = compare(instance_of(known), given)
     return report.verdict, report.sentence

@@ -1,7 +1,8 @@
 """What is being delivered to the local PACS, on disk: it goes on after a restart of either side.
 
 One row for each delivery, with the study's and the instances' UIDs sealed, and one for each
-instance by its place among them; so the file names nobody.
+instance by its place among them; so the file names nobody. Besides, from when on a PACS takes what
+comes from other hospitals, and which grants had no use left for one.
 """
 
 import json
@@ -31,6 +32,17 @@ CREATE TABLE IF NOT EXISTS instance (
     state TEXT NOT NULL,
     reason TEXT NOT NULL,
     PRIMARY KEY (delivery, place)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS taker (
+    target TEXT NOT NULL,
+    chain BLOB NOT NULL,
+    since_height INTEGER NOT NULL,
+    PRIMARY KEY (target, chain)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS spent (
+    target TEXT NOT NULL,
+    request BLOB NOT NULL,
+    PRIMARY KEY (target, request)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS by_lookup ON delivery (lookup);
 CREATE INDEX IF NOT EXISTS by_state ON delivery (state, due_ms);
@@ -175,6 +187,23 @@ class Deliveries:
         """Put down an attempt that did not bring the delivery to its end."""
         sql = "UPDATE delivery SET attempts = attempts + 1, due_ms = ?, reason = ? WHERE number = ?"
         self._query(sql, (due_ms, reason, number))
+
+    def taken_since(self, target: str, chain_id: bytes, height: int) -> int:
+        """Return from which height of the chain on `target` takes what is received: `height` the
+        first time, durably, and whatever is asked later the same."""
+        row = (target, chain_id, height)
+        self._query("INSERT OR IGNORE INTO taker VALUES (?, ?, ?)", row)
+        sql = "SELECT since_height FROM taker WHERE target = ? AND chain = ?"
+        return int(self._query(sql, row[:2])[0][0])
+
+    def mark_spent(self, target: str, request_id: bytes) -> None:
+        """Put down that the grant has no use left by which `target` could get the study."""
+        self._query("INSERT OR IGNORE INTO spent VALUES (?, ?)", (target, request_id))
+
+    def is_spent(self, target: str, request_id: bytes) -> bool:
+        """Return whether that was put down."""
+        sql = "SELECT 1 FROM spent WHERE target = ? AND request = ?"
+        return bool(self._query(sql, (target, request_id)))
 
     def _lookup(self, target: str, study_uid: str, sop_uids: Sequence[str]) -> bytes:
         return self._sealing.lookup("delivery", target, study_uid, *sop_uids)

@@ -10,10 +10,11 @@ from node.gateway.deliveries import Deliveries
 from node.gateway.dialing import Dialer, Peer
 from node.gateway.holdings import Holdings
 from node.gateway.pacs import DimsePacs
-from node.gateway.spool import Spool
+from node.gateway.spool import Read, Spool
 from node.gateway.tls import client_context
 from node.gateway.ways import Way
 from node.gateway.webpacs import WebPacs
+from node.imaging.reader import read_instance
 from node.keys import KeyFileError, read_private_file
 
 FILE, FOLDER = "deliveries.db", "delivering"
@@ -96,11 +97,18 @@ def deliverer(
     audit: Callable[[Given], None] = lambda given: None,
     as_of: Callable[[], int | None] | None = None,
     may_begin: Callable[[Given], bool] = lambda given: True,
+    read: Read = read_instance,
 ) -> Deliverer:
-    """Return what delivers to `ways`. `as_of` is that of `Deliverer`."""
-    folder = spool.folder / FOLDER
+    """Return what delivers to `ways`. `as_of`, `may_begin` and `read` are those of `Deliverer`."""
     return Deliverer(
-        deliveries, holdings, ways, folder, audit=audit, as_of=as_of, may_begin=may_begin
+        deliveries,
+        holdings,
+        ways,
+        spool.folder / FOLDER,
+        audit=audit,
+        as_of=as_of,
+        may_begin=may_begin,
+        read=read,
     )
 
 

@@ -45,13 +45,18 @@ class Import:
         return not (self.refused or self.missing or self.outside) and self.taken + self.known > 0
 
 
-def import_folder(folder: Path, spool: Spool, progress: Callable[[int, int], None]) -> Import:
+def import_folder(
+    folder: Path,
+    spool: Spool,
+    progress: Callable[[int, int], None],
+    read_media: Callable[[Path], Media] = read_media,
+) -> Import:
     """Take what is in `folder` into the spool; `progress` is told files done and files in all.
 
     Waits for disks. Raises `UnreadableInstance` for a damaged DICOMDIR, `ValueError` for a folder
     that is none or has too many files, and `SpoolError`.
     """
-    media = _media(folder)
+    media = _media(folder, read_media)
     done = Import(missing=list(media.missing), outside=len(media.outside))
     for number, path in enumerate(media.files, 1):
         _take(done, path, str(path.relative_to(folder)), spool)
@@ -61,7 +66,7 @@ def import_folder(folder: Path, spool: Spool, progress: Callable[[int, int], Non
     return done
 
 
-def _media(folder: Path) -> Media:
+def _media(folder: Path, read_media: Callable[[Path], Media]) -> Media:
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder")
     directory = next((path for path in sorted(folder.iterdir()) if is_named_so(path)), None)

@@ -21,6 +21,7 @@ from node.gateway.acting import Acting
 from node.gateway.audit import hearing
 from node.gateway.audit.anchorer import Anchorer
 from node.gateway.daemon import Gateway, GatewayRefused, Parts
+from node.gateway.deliveries import DeliveriesUnusable
 from node.gateway.erasures import Erasures
 from node.gateway.exchange import Exchange
 from node.gateway.exchange_opening import belongings_of, settings_of
@@ -91,11 +92,9 @@ async def running(
     sides.gateway = gateway
     events.on(lambda view: sides.registered(view, acting.institution), "study_registered")
     work: list[Coroutine[Any, Any, None]] = []
+    hand_over: HandOver | None = None
     if exchange is not None:
-        takers = [peer.ae_title for peer in config.gateway.peers if peer.takes_fetched]
-        hand_over = HandOver(
-            acting, exchange.requester, gateway.deliverer, takers, gateway.deliverable
-        )
+        hand_over = _hand_over(config.gateway, acting, exchange, gateway)
         hand_over.attach(events)
         conflicts = exchange.conflicts(gateway.spool)
         conflicts.attach(events)
@@ -108,6 +107,7 @@ async def running(
     work.append(monitor.run())
     async with (
         gateway.running(),
+        _ready(hand_over),
         context(),
         _told(config.gateway, monitor),
         asyncio.TaskGroup() as group,
@@ -116,6 +116,32 @@ async def running(
         yield gateway
         for task in tasks:
             task.cancel()
+
+
+def _hand_over(
+    config: GatewayConfig, acting: Acting, exchange: Exchange, gateway: Gateway
+) -> HandOver:
+    takers = [peer.ae_title for peer in config.peers if peer.takes_fetched]
+    return HandOver(
+        acting,
+        exchange.requester,
+        gateway.deliverer,
+        gateway.deliveries,
+        takers,
+        gateway.deliverable,
+        gateway.delivered,
+    )
+
+
+@asynccontextmanager
+async def _ready(hand_over: HandOver | None) -> AsyncIterator[None]:
+    """Know what is to be handed over before anything can be received. Raises `GatewayRefused`."""
+    if hand_over is not None:
+        try:
+            await hand_over.open()
+        except DeliveriesUnusable as error:
+            raise GatewayRefused(str(error)) from error
+    yield
 
 
 @asynccontextmanager

@@ -65,6 +65,7 @@ DISK_FULL = "the disk is full; try again later"
 READERS = 2  # instances that are parsed at once: memory is bounded by this, not by the senders
 _NONCE_BYTES = 12
 
+Read: TypeAlias = Callable[[Path, Limits], CommittedFile | UnreadableInstance]
 Uids: TypeAlias = tuple[str, str, str, str]  # SOP instance, SOP class, study, series
 
 
@@ -96,11 +97,13 @@ class Spool:
         limits: Limits = LIMITS,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         trail: Trail | None = None,
+        read: Read = read_instance,
     ) -> None:
         """Open the spool in `folder`, made if it is not there. What comes and what is refused is
-        recorded in `trail`. Raises `SpoolError`."""
+        recorded in `trail`. `read` parses what strangers sent: elsewhere than here, unless this
+        process is fenced itself. Raises `SpoolError`."""
         self.folder = folder
-        self._trail, self._arrivals = trail, Arrivals()
+        self._trail, self._arrivals, self._read = trail, Arrivals(), read
         self.incoming = folder / "incoming"
         self._quota, self._rules, self._limits, self._now_ms = quota, rules, limits, now_ms
         self._readers = threading.BoundedSemaphore(READERS)
@@ -209,7 +212,7 @@ class Spool:
             if refused := self.room(size):
                 return self._turned_away(source, refused)
             with self._readers:
-                read = read_instance(path, self._limits)
+                read = self._read(path, self._limits)
             if isinstance(read, UnreadableInstance):
                 refused = Refused(code=read.code, reason=read.reason)
                 return self._set_aside(source, path, size, refused)
@@ -234,9 +237,14 @@ class Spool:
         self._remove(self.index.finish(study))
 
     def dispute(self, path: Path, code: str, reason: str) -> None:
-        """Put an accepted file into quarantine after all: it is not what was registered."""
+        """Put an accepted file into quarantine after all: it is not what was registered.
+
+        Raises `SpoolError` if there is no room for it: it was acknowledged, and may not be lost.
+        """
         size = path.stat().st_size
-        self._set_aside("registered", path, size, Conflict(code=code, reason=reason), keep=True)
+        conflict = Conflict(code=code, reason=reason)
+        if not self._set_aside("registered", path, size, conflict, keep=True).is_kept:
+            raise SpoolError("the quarantine has no room for an accepted file")
         self.index.drop([path.name])
         path.unlink(missing_ok=True)
 

@@ -12,15 +12,16 @@ import asyncio
 import logging
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from node.gateway.index import SpoolError
-from node.gateway.outcomes import Accepted, Duplicate, Outcome
+from node.gateway.outcomes import Accepted, Duplicate, Outcome, Refused
+from node.gateway.parsing import NOT_AGAIN
 from node.gateway.spool import Spool
 from node.imaging.errors import UnreadableInstance
-from node.imaging.media import is_named_so, read_media
+from node.imaging.media import Media, is_named_so, read_media
 from node.imaging.source import PREAMBLE_BYTES
 
 log = logging.getLogger(__name__)
@@ -43,10 +44,13 @@ class Look(NamedTuple):
 class Watch:
     """Looks at one folder and what is below it."""
 
-    def __init__(self, folder: Path, spool: Spool) -> None:
-        self._folder, self._spool = folder, spool
+    def __init__(
+        self, folder: Path, spool: Spool, read_media: Callable[[Path], Media] = read_media
+    ) -> None:
+        self._folder, self._spool, self._read_media = folder, spool, read_media
         self._seen: dict[Path, Look] = {}
         self._unwritable: set[Path] = set()
+        self._left: dict[Path, Look] = {}  # what ended a process, and quarantine has no room for
 
     async def run(self, poll_seconds: float = POLL_SECONDS) -> None:
         """Take in files as they come, until cancelled."""
@@ -60,8 +64,9 @@ class Watch:
     def step(self) -> int:
         """Look once; take what has not changed since the last look; return how many were taken."""
         now = dict(_looks(self._folder))
-        ready = settled(self._seen, now)
+        ready = [path for path in settled(self._seen, now) if self._left.get(path) != now[path]]
         self._seen = now
+        self._left = {path: look for path, look in self._left.items() if now.get(path) == look}
         held = self._held(now, set(ready))
         free = (path for path in ready if not any(path.is_relative_to(each) for each in held))
         return sum(self._take(path) for path in free if path.name != TAKEN)
@@ -81,7 +86,7 @@ class Watch:
         First the event, then the name, then the files: a crash between leaves files to be taken.
         """
         try:
-            media = read_media(directory)
+            media = self._read_media(directory)
         except UnreadableInstance:
             return True  # like any other file it is refused and kept aside
         if directory in self._unwritable:
@@ -124,6 +129,8 @@ class Watch:
             log.warning("file not taken reason=%s", error.strerror)
             return False
         if not is_settled(outcome):
+            if isinstance(outcome, Refused) and outcome.code in NOT_AGAIN:
+                self._left[path] = self._seen[path]
             return False
         path.unlink(missing_ok=True)
         self._seen.pop(path, None)

@@ -24,8 +24,9 @@ class UnreadableInstance(Exception):
     `code` is one of: foreign (not DICOM), directory (a DICOMDIR), unreadable (the system would not
     let us), empty, truncated, malformed, unknown_syntax, too_large, bomb (inflates beyond reason),
     limit (a structure beyond our bounds), bad_uid, no_uid, pixels (image and its description
-    disagree), changed (while being read), decoder (a codec failed); and of what a DICOMDIR
-    names: missing, outside (of its folder). `name` is the file's path as it
+    disagree), changed (while being read), decoder (a codec failed); at a gateway also parser_died
+    and parser_hung (the process that read it); and of what a DICOMDIR names: missing, outside (of
+    its folder). `name` is the file's path as it
     was given.
     """
 

@@ -118,11 +118,16 @@ def read_instance(path: Path, limits: Limits = LIMITS) -> CommittedFile | Unread
     """Return the commitment to the file at `path` if it is an instance of a study, or why not."""
     try:
         read = commit_file(path, limits)
-        for tag, word in _UIDS:
-            _check_uid(read, tag, word)
+        check_uids(read)
     except UnreadableInstance as refused:
         return refused
     return read
+
+
+def check_uids(read: CommittedFile) -> None:
+    """Raise `UnreadableInstance` unless the file has every UID that it needs, and each is one."""
+    for tag, word in _UIDS:
+        _check_uid(read, tag, word)
 
 
 def list_files(paths: Sequence[Path], limits: Limits = LIMITS) -> list[Path]:

@@ -6,12 +6,13 @@ import os
 import re
 import signal
 import time
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
-from node.cli.demo import material, play
+from node.cli.demo import material, play, terminal
 from node.cli.demo.stage import Stage, StepFailed
 from node.cli.output import console
 from tests.cli.conftest import python, run, started
@@ -120,6 +121,40 @@ def test_a_folder_that_is_not_empty_is_left_alone(tmp_path):
 @pytest.fixture
 def stage():
     return Stage(console(), quiet=False)
+
+
+class Behind:
+    """Nodes of two hospitals, and commands: north's executes a height when asked."""
+
+    def __init__(self, height):
+        self.height, self.typed_at = height, []
+
+    def open(self, config_file):
+        return self
+
+    @asynccontextmanager
+    async def client(self):
+        yield self
+
+    async def head(self):
+        self.height += 1
+        return SimpleNamespace(height=self.height)
+
+    async def run(self, words, status=0):
+        self.typed_at.append((words[0], self.height))
+        return {"transaction": {"height": 9}} if words[0] == "change" else {}
+
+
+async def test_what_a_hospital_did_is_waited_for_at_the_next_one(stage, monkeypatch, tmp_path):
+    behind = Behind(height=5)
+    monkeypatch.setattr(terminal, "Desk", behind)
+    typist = terminal.Typist(tmp_path, behind)
+    async with stage.step("a step") as step:
+        await typist.run(step, "south", "change")
+        await typist.run(step, "south", "look")
+        await typist.run(step, "north", "list")
+        await typist.run(step, "north", "show")
+    assert behind.typed_at == [("change", 5), ("look", 5), ("list", 9), ("show", 9)]
 
 
 async def test_a_failure_inside_a_step_is_shown_as_what_was_seen(stage, capsys):

@@ -180,6 +180,27 @@ async def test_a_withdrawal_between_the_permit_and_the_first_byte_counts(world):
     assert alpha.server.bytes_sent == 0
 
 
+async def test_an_answer_that_waits_for_its_first_permit_is_not_cut_meanwhile(world):
+    """The ledger may take `permit_timeout_ms` for that, many times `recheck_ms`; nothing flows."""
+    async with world.serving("alpha", recheck_ms=10) as alpha:
+        permit, flush = world.ledger.permit, alpha.server._given.flush
+        looks = []
+
+        async def slow(request_id):
+            begun = len(looks)
+            while len(looks) < begun + 4:  # the watch, meanwhile
+                await asyncio.sleep(0.001)
+            return await permit(request_id)
+
+        def look(*arguments):
+            looks.append(flush(*arguments))
+
+        world.ledger.permit, alpha.server._given.flush = slow, look
+        status, _, body = await get(world.beta, alpha, f"/v1/offer/{world.request_id.hex()}")
+    assert (status, alpha.server.bytes_sent) == (200, len(body))
+    assert Happening.STOPPED not in [kind for kind, _, _ in kinds(alpha)]
+
+
 async def test_only_the_request_that_is_revoked_stops(large):
     async with large.serving("alpha", **SLOW) as alpha:
         task = asyncio.create_task(run(large, alpha.holder))

@@ -27,6 +27,7 @@ from node.gateway.site import Opened
 from node.gateway.uses import Uses
 from node.rpc.client import Client
 from tests.cli.test_documents import documented
+from tests.gateway.audit.conftest import records
 from tests.gateway.flow_world import HOST, confirmed, until, until_async, world
 from tests.gateway.pacs import Pacs, Scrambling
 from tests.gateway.test_flow_command import configure, told
@@ -55,7 +56,7 @@ def two_pacs():
 class Side:
     """What hands over at beta; made anew it is the process after a restart."""
 
-    def __init__(self, hospital, acting, two_pacs, targets=(MAIN, SECOND)):
+    def __init__(self, hospital, acting, two_pacs, targets=(MAIN, SECOND), since=0):
         holdings = StoreHoldings(hospital.store)
         holdings.refresh()
         self.deliveries = Deliveries(hospital.folder / "deliveries.db", Scrambling())
@@ -63,14 +64,32 @@ class Side:
         self.deliverer = Deliverer(
             self.deliveries, holdings, ways, hospital.folder / "work", audit=lambda _: None
         )
+        for target in targets if since is not None else ():
+            self.deliveries.taken_since(target, acting.chain_id, since)
+        self.told, self.listed = [], []
         self.hand_over = HandOver(
-            acting, hospital.make(acting).requester, self.deliverer, targets, holdings.add
+            acting,
+            hospital.make(acting).requester,
+            self.deliverer,
+            self.deliveries,
+            targets,
+            self.list_study(holdings.add),
+            self.told.append,
         )
+
+    def list_study(self, add):
+        def listed(study_id):
+            self.listed.append(study_id)
+            return add(study_id)
+
+        return listed
 
     async def work(self, request_id):
         try:
+            await self.hand_over.open()
             return await self.hand_over._work(request_id)
         finally:
+            self.waiting = [each.target for each in self.deliveries.waiting()]
             self.deliveries.close()
 
 
@@ -119,11 +138,45 @@ async def test_a_grant_for_fewer_uses_than_pacs_serves_the_first_ones(tmp_path, 
             study = await alpha.keep()
             request_id = await beta.ask(study, uses=1)
             await exchange.requester.fetch(request_id, wait_s=30)
-        async with beta.acting() as acting:
-            side = Side(beta, acting, two_pacs)
-            assert await side.hand_over._work(request_id)
-            assert [each.target for each in side.deliveries.waiting()] == [MAIN]
-            side.deliveries.close()
+        for told in ([(SECOND, "uses_spent")], []):  # once, whatever is restarted
+            async with beta.acting() as acting:
+                side = Side(beta, acting, two_pacs)
+                assert await side.work(request_id)
+            assert side.waiting == [MAIN]
+            assert [(given.target, given.code) for given in side.told] == told
+        assert (await beta.request(request_id)).uses == 1
+
+
+async def test_a_pacs_gets_what_is_received_since_it_first_takes(tmp_path, two_pacs):
+    async with world(tmp_path) as all_:
+        alpha, beta = all_.alpha, all_.beta
+
+        async def received():
+            request_id = await beta.ask(await alpha.keep())
+            await exchange.requester.fetch(request_id, wait_s=30)
+            return request_id
+
+        async def handed(request_id, *targets):
+            async with beta.acting() as acting:
+                side = Side(beta, acting, two_pacs, targets, since=None)
+                before = [each.target for each in side.deliveries.waiting()]
+                assert await side.work(request_id)
+            assert len(side.listed) == 1  # also what nobody takes is found, and delivered by hand
+            return side.waiting[len(before) :]
+
+        async with alpha.serving(), beta.serving() as exchange:
+            await confirmed(beta)
+            old = await received()
+            assert await handed(old, MAIN) == []  # from here on, and for MAIN only
+            middle = await received()
+            assert await handed(middle, SECOND) == []
+            new = await received()
+            assert await handed(new) == []
+            assert await handed(old, MAIN, SECOND) == []
+            assert await handed(middle, MAIN, SECOND) == [MAIN]
+            assert await handed(new, MAIN, SECOND) == [MAIN, SECOND]
+        uses = [(await beta.request(each)).uses for each in (old, middle, new)]
+        assert uses == [0, 1, 2]
 
 
 @asynccontextmanager
@@ -209,6 +262,23 @@ async def test_what_was_granted_comes_and_goes_to_the_pacs_by_itself_and_by_hand
                 answer = await told(*refused, MAIN, status=1)
                 assert answer["error"]["code"]
         assert sorted(main.received) == sorted(study.files)
+
+
+async def test_a_pacs_for_which_no_use_is_left_is_an_event_and_a_record(tmp_path, two_pacs):
+    async with world(tmp_path) as all_:
+        alpha, beta = all_.alpha, all_.beta
+        async with alpha.serving():
+            study = await alpha.keep()
+            async with gateway_of(beta, two_pacs, [MAIN, SECOND]) as gateway:
+                await confirmed(beta)
+                await beta.ask(study, uses=1)
+                expected = [(MAIN, "delivered 4"), (SECOND, "uses_spent")]
+                await until(lambda: sorted(_events(gateway)) == expected)
+        acts = records(beta.folder / "spool" / "audit")
+        found = [act for act in acts if act.text("to") == SECOND]
+        told = [(act.kind, act.text("code"), act.names("studies")) for act in found]
+        assert told == [("delivered", "uses_spent", [study.id.hex()])]
+        assert two_pacs[SECOND].received == []
 
 
 async def failed(*words, status):

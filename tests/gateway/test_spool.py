@@ -325,3 +325,15 @@ def shared_spool(factory):
         folder = factory.mktemp("spool")
         _shared["spool"] = Spool(folder, Quota(disk_reserve_bytes=1, quarantine_bytes_max=1))
     return _shared["spool"]
+
+
+def test_an_accepted_file_that_quarantine_has_no_room_for_stays(open_spool, tmp_path):
+    spool = open_spool(Quota(disk_reserve_bytes=1, quarantine_bytes_max=1))
+    with dicom.minimal(tmp_path / "a.dcm").open("rb") as stream:
+        assert isinstance(spool.accept("folder", stream), Accepted)
+    (study,) = spool.gatherings()
+    (path,) = spool.take(study.study)
+    with pytest.raises(SpoolError, match="no room"):
+        spool.dispute(path, "parser_died", "the process that read it ended")
+    assert path.exists()
+    assert spool.take(study.study) == [path]

@@ -19,7 +19,7 @@ from node.testnet.layout import free_ports
 CUSTODIAN, GRANTEE = "east", "west"
 ASKED = ("--purpose", "TREAT", "--uses", "3")
 _POLL_S = 0.1
-_WAIT_S = "20"  # for a grant and a key
+_WAIT_S = "40"  # for a grant and a key
 
 
 @dataclass(slots=True)

@@ -6,13 +6,12 @@ Its end, a fifth hospital and proofs without any node, is the end of the demo.
 import asyncio
 import os
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from node.cli.demo.stage import Stage, Step
-from node.cli.demo.terminal import Typist
+from node.cli.demo.terminal import Typist, height_in
 from node.cli.output import cell
 from node.config import load_config
 from node.ledger.membership import CHANGE_DELAY
@@ -95,7 +94,7 @@ class Sharing:
             published = await self.typist.run(
                 step, "north", "policy", "publish", "second-opinion", by="officer"
             )
-            step.note(f"second-opinion counts from height {_height(published) + 1} on")
+            step.note(f"second-opinion counts from height {height_in(published) + 1} on")
 
     async def _ask(self) -> None:
         async with self.stage.step("a doctor at south asks: it waits for the patient") as step:
@@ -136,7 +135,7 @@ class Sharing:
             use = ("access", "use", self._request)
             refused = await self.typist.run(step, "south", *use, by="doctor", status=1)
             step.expect_fields(refused["error"], {"code": "consent_missing"})
-            step.note(f"from height {_height(done) + 1} on, everywhere: consent_missing")
+            step.note(f"from height {height_in(done) + 1} on, everywhere: consent_missing")
 
     async def _refuse(self) -> None:
         async with self.stage.step("the patient refuses south: a new request is denied") as step:
@@ -207,12 +206,8 @@ class Sharing:
     async def _decide(self, step: Step, *action: str) -> dict[str, Any]:
         made = await self.typist.run(step, "north", "gov", "propose", *action)
         proposal = made["proposal"]["id"]
-        height = _height(made)
         for hospital in ("south", "east"):
-            await self._caught_up(hospital, height)
-            vote = ("gov", "vote", proposal, "--approve")
-            height = _height(await self.typist.run(step, hospital, *vote))
-        await self._caught_up("north", height)
+            await self.typist.run(step, hospital, "gov", "vote", proposal, "--approve")
         passed = await self.typist.run(step, "north", "gov", "show", proposal, quiet=True)
         step.expect_fields(passed, {"state": "passed"})
         done = await self.typist.run(step, "north", "gov", "execute", proposal)
@@ -227,7 +222,7 @@ class Sharing:
             done = (await self.typist.run(step, "north", "audit", "anchor", *logs))["anchored"]
             last = done[-1]["height"]
             step.expect(last >= self._activation, f"{self._activation} or above", last)
-            await self._caught_up(NEWCOMER, last)
+            await self.typist.caught_up(NEWCOMER, last)
             status = await self.typist.run(step, NEWCOMER, "status")
             step.expect_fields(status["status"], {"is_validator": True})
             self._height = status["status"]["height"]
@@ -263,13 +258,6 @@ class Sharing:
             await self.typist.run(step, "", *verify, who="auditor", status=1)
             step.note("the last one has one bit changed, and proves nothing")
 
-    async def _caught_up(self, hospital: str, height: int) -> None:
-        """Return once the hospital's own node has executed `height`."""
-        node = self._newcomer() if hospital == NEWCOMER else self.net.node(hospital)
-        async with node.client() as client:
-            while (await client.head()).height < height:  # noqa: ASYNC110 - over the network
-                await asyncio.sleep(0.01)
-
     async def _shown(self, step: Step, hospital: str) -> Any:
         return await self.typist.run(step, hospital, "access", "show", self._request, quiet=True)
 
@@ -289,11 +277,6 @@ class Sharing:
             os.utime(file, ns=(begin, begin + number * 10**6))
             files.append(str(file))
         return files
-
-
-def _height(answer: Mapping[str, Any]) -> int:
-    height: int = answer["transaction"]["height"]
-    return height
 
 
 def _forge(file: Path, forged: Path) -> None:

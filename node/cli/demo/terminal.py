@@ -10,12 +10,13 @@ import multiprocessing
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+from node.cli.context import Desk
 from node.cli.demo.stage import Step
 from node.cli.main import app
 from node.provision import CONFIG
@@ -41,6 +42,7 @@ _LOADED = (
 )
 WORDS_SHOWN = 16
 _ID_SHOWN = 8  # characters
+_POLL_S = 0.01
 
 
 class CommandFailed(Exception):
@@ -79,10 +81,15 @@ class Terminal:
 
 @dataclass(frozen=True, slots=True)
 class Typist:
-    """Types commands at the hospitals whose folders are in `folder`."""
+    """Types commands at the hospitals whose folders are in `folder`.
+
+    What one hospital's command brought about, the next command finds at any other: a quorum may
+    have executed it without that hospital's node, so its node is waited for first.
+    """
 
     folder: Path
     terminal: Terminal
+    executed: dict[str, int] = field(default_factory=dict)  # height, by hospital, that is known of
 
     async def run(
         self,
@@ -100,14 +107,34 @@ class Typist:
         """
         signed = ("--key", str(self.key(hospital, by))) if by else ()
         at = ("--config", str(self.folder / hospital / CONFIG)) if hospital else ()
+        if hospital:
+            await self.caught_up(hospital, max(self.executed.values(), default=0))
         answer = await self.terminal.run([*words, *signed, *at], status)
+        if hospital:
+            self.executed[hospital] = max(self.executed.get(hospital, 0), height_in(answer))
         if not quiet:
             step.note(f"{hospital or who}$ {typed([*words, *signed])}")
         return answer
 
+    async def caught_up(self, hospital: str, height: int) -> None:
+        """Return once the hospital's own node has executed `height`."""
+        if self.executed.get(hospital, 0) >= height:
+            return
+        async with Desk.open(self.folder / hospital / CONFIG).client() as client:
+            while (await client.head()).height < height:  # noqa: ASYNC110 - over the network
+                await asyncio.sleep(_POLL_S)
+        self.executed[hospital] = height
+
     def key(self, hospital: str, name: str) -> Path:
         """Return the file of a person's key."""
         return self.folder / hospital / f"{name}.pem"
+
+
+def height_in(answer: Mapping[str, Any]) -> int:
+    """Return at which height the transaction of a command was executed, 0 if it sent none."""
+    transaction = answer.get("transaction")
+    height = transaction.get("height") if isinstance(transaction, dict) else None
+    return height or 0
 
 
 def typed(words: Sequence[str]) -> str:

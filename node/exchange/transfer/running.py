@@ -21,6 +21,7 @@ class Running:
     institution: str
     key: bytes  # of the peer's certificate
     transport: asyncio.Transport
+    is_permitted: bool = False  # before, nothing flows, and whoever asks waits for the ledger
     code: str | None = None  # why it was stopped
 
     def stop(self, code: str) -> None:

@@ -279,6 +279,7 @@ class ExchangeServer:
             is_custody = isinstance(running.ground, Custody)
             code = refusals.NOT_CUSTODIAN if is_custody else refusals.REQUEST_UNKNOWN
             raise refusals.not_permitted(NotPermitted(code))
+        running.is_permitted = True
         return permit
 
     async def _delivery(self, request_id: bytes, permit: Permit) -> Delivery:
@@ -360,7 +361,8 @@ class ExchangeServer:
             await asyncio.sleep(self._limits.recheck_ms / 1000)
             self._connections.prune(asyncio.get_running_loop().time())
             self._given.flush()
-            grounds = {running.ground for running in self._running.snapshot()}
+            # Not who waits for a first answer: that may take `permit_timeout_ms`.
+            grounds = {each.ground for each in self._running.snapshot() if each.is_permitted}
             await asyncio.gather(*map(self._recheck, grounds))
 
     async def _recheck(self, ground: Ground) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import threading
 
 import numpy as np
 import psutil
@@ -25,7 +26,7 @@ async def decoder():
 
 async def test_a_hanging_process_is_ended_and_replaced(decoder):
     await decoder.call("picture", CT, WISHES)
-    first = decoder._process
+    first = decoder._worker.process
     os.kill(first.pid, signal.SIGSTOP)
     decoder._timeout_s = 0.2
     with pytest.raises(Failed, match="too long"):
@@ -37,21 +38,33 @@ async def test_a_hanging_process_is_ended_and_replaced(decoder):
 
 async def test_a_crashed_process_is_replaced(decoder):
     await decoder.call("native", CT)
-    os.kill(decoder._process.pid, signal.SIGSEGV)
-    await decoder._process.wait()
+    os.kill(decoder._worker.process.pid, signal.SIGSEGV)
+    decoder._worker.process.wait()
     assert len(await decoder.call("native", CT)) == 128 * 128 * 2
 
 
 async def test_a_crash_while_decoding_is_told(decoder):
     await decoder.call("native", CT)
-    process = decoder._process
+    process = decoder._worker.process
     os.kill(process.pid, signal.SIGSTOP)
     call = asyncio.create_task(decoder.call("native", CT))
-    await asyncio.sleep(0)
+    await asyncio.to_thread(waiting(decoder._worker).wait)
     os.kill(process.pid, signal.SIGKILL)
     with pytest.raises(Failed, match="failed on these pixels"):
         await call
     assert await decoder.call("native", CT)
+
+
+def waiting(worker):
+    """Return what is set when a request was handed over and its answer is waited for."""
+    asked, answer = threading.Event(), worker.answer
+
+    def wait_for(patience_s):
+        asked.set()
+        return answer(patience_s)
+
+    worker.answer = wait_for
+    return asked
 
 
 async def test_memory_is_limited(tmp_path):
@@ -79,7 +92,7 @@ async def test_a_cancelled_call_leaves_nothing_for_the_next(decoder):
 async def test_no_secret_of_ours_is_in_its_environment(decoder, monkeypatch):
     monkeypatch.setenv("RADLEDGER_PASSPHRASE", "secret")
     await decoder.call("native", CT)
-    assert "RADLEDGER_PASSPHRASE" not in psutil.Process(decoder._process.pid).environ()
+    assert "RADLEDGER_PASSPHRASE" not in psutil.Process(decoder._worker.process.pid).environ()
 
 
 @pytest.mark.parametrize("file", [b"", b"x" * 200, CT[:2_000], CT[:-2_000]])
