@@ -80,6 +80,9 @@ KINDS: dict[str, Kind] = {
     "stopped": Kind(ACTIVITY, "E", Way.HERE, "the gateway stopped", STOP),
     "receiver_ended": Kind(ACTIVITY, "E", Way.HERE, "the receiving process ended", STOP),
     "association_refused": Kind(ALERT, "E", Way.IN, "a connection was refused", NODE),
+    "peer_not_reached": Kind(
+        ALERT, "E", Way.OUT, "a peer of this hospital could not be reached, or was another", NODE
+    ),
     "connection_ended": Kind(ALERT, "E", Way.IN, "a connection was cut off", NODE),
     "receiving": Kind(BEGIN, "E", Way.IN, "a sender began to send a study", life_cycle="1"),
     "stored": Kind(TRANSFERRED, "C", Way.IN, "instances were stored by STOW-RS", life_cycle="1"),
@@ -106,6 +109,7 @@ KINDS: dict[str, Kind] = {
     "mended": Kind(
         IMPORT, "C", Way.IN, "lost ciphertext came back from another hospital", life_cycle="12"
     ),
+    "medium": Kind(IMPORT, "C", Way.IN, "a medium in the watched folder was taken up"),
     "exported": Kind(
         EXPORT, "R", Way.OUT, "an operator has a study written to a folder", life_cycle="10"
     ),

@@ -2,7 +2,7 @@
 
 from node.gateway.audit.acts import Act, Outcome
 
-_OUTCOMES = {
+OUTCOMES = {
     "association_refused": Outcome.SERIOUS,
     "connection_ended": Outcome.SERIOUS,
     "receiver_ended": Outcome.SERIOUS,
@@ -10,13 +10,18 @@ _OUTCOMES = {
     "conflict": Outcome.SERIOUS,
     "lost": Outcome.MAJOR,
     "discarded": Outcome.SUCCESS,
+    "peer_not_reached": Outcome.SERIOUS,
+    "medium": Outcome.SUCCESS,
 }
 _FROM_ADDRESS = frozenset({"association_refused"})
+_OUTWARD = frozenset({"peer_not_reached"})
 
 
 def noted(kind: str, source: str, code: str) -> Act:
     """Return the act of an event."""
-    outcome = _OUTCOMES[kind]
+    outcome = OUTCOMES[kind]
     if kind in _FROM_ADDRESS:
         return Act(kind, outcome, where=source, code=code)
+    if kind in _OUTWARD:
+        return Act(kind, outcome, to=source, code=code)
     return Act(kind, outcome, who=source, code=code)
