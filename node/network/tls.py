@@ -11,7 +11,8 @@ import os
 import secrets
 import ssl
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -167,19 +168,34 @@ def _load_identity(
 ) -> None:
     """Hand the key to OpenSSL, which reads it from files only.
 
-    What touches the disk is encrypted under 256 random bits that exist in this call only, in a file
-    of mode 0600 that is removed before anything else happens. A crash in between leaves nothing
-    that anybody could decrypt.
+    On Linux the file is in memory alone and has no name. Elsewhere it has mode 0600 and is removed
+    before anything else happens. What stands in it is encrypted under 256 random bits that exist in
+    this call only, so that a crash in between leaves nothing that anybody could decrypt.
     """
     passphrase = secrets.token_hex(32)
     encryption = BestAvailableEncryption(passphrase.encode())
     key_pem = private_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
     certificate_pem = ssl.DER_cert_to_PEM_cert(certificate).encode()
-    descriptor, path = tempfile.mkstemp(prefix="radledger-", suffix=".pem")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(key_pem + certificate_pem)
+    with _passing_file(key_pem + certificate_pem) as path:
         for context in contexts:
             context.load_cert_chain(path, password=passphrase)
+
+
+@contextmanager
+def _passing_file(content: bytes) -> Iterator[str]:
+    """Yield the path of a file that is gone afterwards, on Linux also if we are killed."""
+    create = getattr(os, "memfd_create", None)
+    if create is None:
+        descriptor, path = tempfile.mkstemp(prefix="radledger-", suffix=".pem")
+    else:
+        descriptor = create("radledger")
+        os.fchmod(descriptor, 0o600)
+        path = f"/proc/self/fd/{descriptor}"
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            yield path
     finally:
-        os.unlink(path)
+        if create is None:
+            os.unlink(path)
