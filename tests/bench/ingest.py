@@ -82,7 +82,7 @@ class Site:
         self.port, self._process, self._store = port, psutil.Process(pid), store
 
     def send(self, folder: Path) -> subprocess.Popen[bytes]:
-        """Start a modality that sends every file of `folder`."""
+        """Start a modality that sends every file of `folder`, made if it is not there."""
         command = (
             "nice",
             "-n",
@@ -195,8 +195,7 @@ async def _send_on(site: Site, folder: Path) -> None:
     """Send one small study after another, until cancelled."""
     number = 0
     while True:
-        study = await asyncio.to_thread(_study, folder / str(number), SMALL)
-        sender = site.send(study)
+        sender = site.send(folder / str(number))  # made over there: here the load is measured
         try:
             while sender.poll() is None:
                 await asyncio.sleep(_POLL_S)
@@ -222,6 +221,8 @@ def _study(folder: Path, slices: int) -> Path:
 
 def _send(port: int, folder: Path) -> int:
     give_way(19)  # it is in no hospital's node
+    if not folder.exists():
+        _study(folder, SMALL)
     statuses = dimse.send(port, sorted(folder.iterdir()))
     return 0 if set(statuses) == {0} else 1
 
