@@ -29,24 +29,23 @@ from node.exchange.transfer.holders import (
 from node.exchange.transfer.limits import ClientLimits
 from node.exchange.transfer.posts import Post
 from node.exchange.transfer.refusals import Refusal
+from node.gateway import arrived
 from node.gateway.acting import PASSING, Acting
 from node.gateway.backlog import Backlog
 from node.gateway.directory import Directory
 from node.gateway.foreign import Elsewhere, Notice
 from node.gateway.index import SpoolError
-from node.gateway.ledger_events import LedgerEvents, id_in, word_in
+from node.gateway.ledger_events import LedgerEvents
 from node.gateway.requester import NotAuthentic, Requester
 from node.gateway.spool import Spool
 from node.imaging.manifest import INSTANCES_MAX, VERSION_MAX, Manifest
 from node.ledger.contracts.access_record import DELIVERED, RECEIVED
 from node.ledger.queries.access_views import RequestQuery, RequestView
-from node.ledger.queries.blocks import EventView
 
 log = logging.getLogger(__name__)
 
 CONFLICT_PATH = "/v1/conflict"
 LOOK_S = 5.0
-_EVERYTHING = b""
 _FORMAT = 1
 _BYTES_MAX, _ID_BYTES = 64, 16
 _PER_MINUTE = 120
@@ -71,8 +70,7 @@ class Conflicts:
 
     def attach(self, events: LedgerEvents) -> None:
         """Hear of what this hospital received, also by the command line."""
-        events.on(self._received, "access_received")
-        events.on_start(lambda: self.backlog.add(_EVERYTHING))
+        arrived.follow(events, self._acting, self.backlog)
 
     async def run(self, look_s: float = LOOK_S) -> None:
         """Tell custodians, for ever; whatever leaves a notice may be another process."""
@@ -84,15 +82,9 @@ class Conflicts:
                 log.error("conflicts cannot be read: %s", error)
             await asyncio.sleep(look_s)
 
-    def _received(self, view: EventView) -> None:
-        if word_in(view, 2) == self._acting.institution:
-            self.backlog.add(id_in(view))
-
     async def _work(self, request_id: bytes) -> bool:
-        if request_id == _EVERYTHING:
-            query = RequestQuery(institution=self._acting.institution, state=RECEIVED)
-            async for received in self._acting.requests(query):
-                self.backlog.add(received.id)
+        if request_id == arrived.EVERYTHING:
+            await arrived.add_all(self._acting, self.backlog)
             return True
         request = await self._acting.client.request(request_id)
         if request is None or request.institution != self._acting.institution:

@@ -14,19 +14,17 @@ import logging
 from collections.abc import Callable, Sequence
 
 from node.exchange.transfer.errors import NotPermitted
+from node.gateway import arrived
 from node.gateway.acting import Acting
 from node.gateway.backlog import Backlog
 from node.gateway.deliver import Deliverer, Given, UnknownStudy
 from node.gateway.deliveries import Deliveries
-from node.gateway.ledger_events import LedgerEvents, id_in, word_in
+from node.gateway.ledger_events import LedgerEvents
 from node.gateway.requester import Requester
-from node.ledger.contracts.access_record import RECEIVED
-from node.ledger.queries.access_views import RequestQuery, RequestView
-from node.ledger.queries.blocks import EventView
+from node.ledger.queries.access_views import RequestView
 
 log = logging.getLogger(__name__)
 
-_EVERYTHING = b""
 _TOKEN_BYTES = 16
 _SPENT = "uses_spent"
 
@@ -74,18 +72,11 @@ class HandOver:
 
     def attach(self, events: LedgerEvents) -> None:
         """Hear of what this hospital received, also by the command line."""
-        events.on(self._received, "access_received")
-        events.on_start(lambda: self.backlog.add(_EVERYTHING))
-
-    def _received(self, view: EventView) -> None:
-        if word_in(view, 2) == self._acting.institution:
-            self.backlog.add(id_in(view))
+        arrived.follow(events, self._acting, self.backlog)
 
     async def _work(self, request_id: bytes) -> bool:
-        if request_id == _EVERYTHING:
-            query = RequestQuery(institution=self._acting.institution, state=RECEIVED)
-            async for received in self._acting.requests(query):
-                self.backlog.add(received.id)
+        if request_id == arrived.EVERYTHING:
+            await arrived.add_all(self._acting, self.backlog)
             return True
         request = await self._acting.client.request(request_id)
         # Not `permitted`: the last use may be counted already, and its delivery not yet begun.

@@ -4,6 +4,7 @@ import os
 import secrets
 from pathlib import Path
 
+from node.exchange.store.local import sync_folder
 from node.gateway.index import SpoolError
 
 KEY_BYTES = 32
@@ -53,12 +54,3 @@ def sync_file(path: Path) -> None:
     finally:
         os.close(descriptor)
     sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until names made or removed in the folder are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

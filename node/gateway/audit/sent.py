@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from node.gateway.audit.segments import sync_folder
+from node.exchange.store.local import sync_folder
 
 FILE = "sent.json"
 

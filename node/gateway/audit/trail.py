@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
+from node.exchange.store.local import sync_folder
 from node.gateway.audit import sent
 from node.gateway.audit.acts import Act, Outcome
 from node.gateway.audit.errors import RecordInvalid, TrailFull, TrailUnusable
@@ -32,7 +33,6 @@ from node.gateway.audit.segments import (
     locked,
     segment_path,
     segments,
-    sync_folder,
 )
 
 log = logging.getLogger(__name__)
