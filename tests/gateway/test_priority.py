@@ -1,5 +1,6 @@
 """The gateway gives way to the node: its own process, those that it starts, and its session."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ from pathlib import Path
 from node.gateway.priority import give_way
 give_way(int(sys.argv[1]))
 group = Path("/proc/self/autogroup")
-print(os.getpriority(os.PRIO_PROCESS, 0), group.read_text().split()[-1] if group.exists() else "")
+print(os.getpriority(os.PRIO_PROCESS, 0))
+print(group.read_text().strip() if group.exists() else "")
 print(subprocess.run(["nice"], capture_output=True, check=True, text=True).stdout)
 """
 
@@ -26,21 +28,30 @@ def told(niceness, *, own_session):
         text=True,
         start_new_session=own_session,
     )
-    return done.stdout.split()
+    process, session, child = done.stdout.splitlines()[:3]
+    return int(process), niceness_in(session), int(child)
+
+
+def niceness_in(autogroup):
+    """Of a session. None: it is in no autogroup, as what init started, or there are none at all."""
+    return int(autogroup.split()[-1]) if autogroup.strip() else None
 
 
 @pytest.mark.parametrize("niceness", [10, 19])
 def test_the_process_what_it_starts_and_its_session_give_way(niceness):
-    own, *rest = told(niceness, own_session=True)
-    assert own == rest[-1] == str(niceness)
+    process, session, child = told(niceness, own_session=True)
+    assert process == child == niceness
     if AUTOGROUP.exists():
-        assert rest[0] == str(niceness)
+        assert session == niceness
 
 
-def test_a_session_that_is_shared_and_a_niceness_of_0_change_nothing_else():
-    before = told(0, own_session=True)
-    assert before[0] == before[-1]
-    if Path("/proc/self/autogroup").exists():
-        assert (
-            told(10, own_session=False)[1] == Path("/proc/self/autogroup").read_text().split()[-1]
-        )
+def test_a_session_that_is_shared_is_left_as_it_is():
+    process, session, child = told(10, own_session=False)
+    assert process == child == 10
+    assert session == (niceness_in(AUTOGROUP.read_text()) if AUTOGROUP.exists() else None)
+
+
+def test_a_niceness_of_0_changes_nothing():
+    process, session, child = told(0, own_session=True)
+    assert process == child == os.getpriority(os.PRIO_PROCESS, 0)
+    assert not session
