@@ -67,10 +67,10 @@ class StoreChunks:
         """Return the digests of a version's chunks that are not held. Raises as the store does."""
         return self._store.missing(study_id, version)
 
-    def put_ciphertext(self, digest: bytes, data: memoryview) -> None:
+    def put_ciphertext(self, digest: bytes, data: memoryview, found: bytes) -> None:
         """Keep a chunk, durable on return. Raises `WrongDigest`, and what the store does."""
         try:
-            self._store.put_ciphertext(digest, bytes(data))
+            self._store.put_ciphertext(digest, data, found)
         except Damaged as error:
             self._count(Arrived(refused=1))
             raise WrongDigest(digest.hex()) from error

@@ -71,8 +71,8 @@ class FolderChunks:
     def missing(self, study_id: bytes, version: int) -> Collection[bytes]:
         return self._wanted
 
-    def put_ciphertext(self, digest: bytes, data: memoryview) -> None:
-        if hashlib.sha256(data).digest() != digest:
+    def put_ciphertext(self, digest: bytes, data: memoryview, found: bytes) -> None:
+        if found != digest:
             raise WrongDigest
         with open(self._folder / digest.hex(), "r+b", opener=_over) as file:
             file.write(data)
@@ -130,7 +130,8 @@ def _make(folder: Path, mib: int) -> None:
     with (folder / "plain").open("wb") as file:
         for _ in range(mib * MIB // CHUNK_BYTES):
             data = os.urandom(CHUNK_BYTES)
-            chunks.put_ciphertext(hashlib.sha256(data).digest(), memoryview(data))
+            digest = hashlib.sha256(data).digest()
+            chunks.put_ciphertext(digest, memoryview(data), digest)
             file.write(data)
 
 

@@ -21,7 +21,7 @@ from node.exchange.transfer.offer import Delivery, Wanted, open_manifest, seal_m
 from node.exchange.transfer.ports import Permit
 from node.exchange.transfer.server import ExchangeServer
 from node.exchange.transfer.state import Deliveries, Transfers
-from node.exchange.transfer.stored import StoredChunks
+from node.gateway.chunks import StoreChunks
 from node.network.tls import TrustedContexts
 from tests.exchange.store_parts import STUDY, contents, new_store, noise, sources
 from tests.exchange.transfer_world import QUICK, Ledger, World, get, until
@@ -57,7 +57,7 @@ class Exchange:
         alpha = self.world.alpha
         alpha.deliveries.forget(self.world.request_id)
         alpha.deliveries.put(self.delivery)
-        alpha.chunks = StoredChunks(self.store)
+        alpha.chunks = StoreChunks(self.store)
         self.world.ledger.permits[self.world.request_id] = Permit(
             self.world.request_id, STUDY, "beta", digest
         )
@@ -79,7 +79,7 @@ class Exchange:
             beta.identity,
             self.wanted,
             holders,
-            StoredChunks(store),
+            StoreChunks(store),
             beta.transfers,
             limits=options.pop("limits", QUICK),
             prepare=self.adopt_into(store),
@@ -112,7 +112,7 @@ async def test_a_store_that_adopted_a_study_serves_it_on(exchange, tmp_path):
     world = exchange.world
     async with world.serving("alpha") as alpha:
         await exchange.fetch(first, alpha.holder)
-        world.gamma.chunks = StoredChunks(first)
+        world.gamma.chunks = StoreChunks(first)
         async with world.serving("gamma") as gamma:
             alpha.chunks.ciphertext = _lost
             fetched = await exchange.fetch(second, alpha.holder, gamma.holder)
@@ -239,7 +239,7 @@ def _fetch_apart(folder, transfers, secret, certificate, holder, wanted, context
         store.adopt(STUDY, key.unwrap(context, offer.delivery.wrapped), offer.index)
 
     coming = fetch(
-        identity, wanted, [holder], StoredChunks(store), Transfers(transfers),
+        identity, wanted, [holder], StoreChunks(store), Transfers(transfers),
         limits=replace(QUICK, parallel=1), prepare=adopt,
     )  # fmt: skip
     asyncio.run(coming)
@@ -299,7 +299,7 @@ async def _serve(folder, secret, certificates, permit, rate, pipe):
         contexts,
         lambda key: "beta",
         ledger,
-        StoredChunks(new_store(folder / "alpha-store")),
+        StoreChunks(new_store(folder / "alpha-store")),
         Deliveries(folder / "alpha" / "deliveries"),
         limits=ServerLimits(rate_bytes_per_s=rate),
     )

@@ -72,8 +72,9 @@ class Chunks:
     def missing(self, study_id, version):
         return {chunk.digest for chunk in self.expected if chunk.digest not in self.chunks}
 
-    def put_ciphertext(self, digest, data):
-        if hashlib.sha256(data).digest() != digest:
+    def put_ciphertext(self, digest, data, found):
+        assert found == hashlib.sha256(data).digest()
+        if found != digest:
             raise WrongDigest(digest.hex())
         with self._lock:
             self.puts.append(digest)

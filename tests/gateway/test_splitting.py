@@ -16,8 +16,9 @@ from node import keys
 from node.exchange.store.errors import Damaged, StudyErased
 from node.exchange.store.sealing import open_chunk
 from node.exchange.transfer.errors import NotPermitted
-from node.exchange.transfer.holders import HolderRefused, Link, NotHeld, Partial
-from node.exchange.transfer.limits import Pacer
+from node.exchange.transfer.holders import HolderRefused, Link, NotHeld
+from node.exchange.transfer.limits import SharedPace
+from node.exchange.transfer.line import Partial
 from node.exchange.transfer.ports import Chunk
 from node.exchange.transfer.state import Deliveries
 from node.gateway.exchange import DELIVERIES
@@ -95,14 +96,14 @@ async def may_fetch(hospital, custodian, request_id, digest, size):
     """Whether a chunk comes from the custodian under a request of the hospital."""
     holder = hospital.exchange.directory.holder(custodian.name)
     link = Link(holder, hospital.identity, CLIENT)
-    partial = Partial(Chunk(digest, size), bytearray(size))
+    partial = Partial(Chunk(digest, size), memoryview(bytearray(size)))
     try:
-        await link.fill(partial, request_id, Pacer(10**9))
+        await link.stream(partial, request_id, SharedPace(10**9), lambda: False)
     except (HolderRefused, NotHeld):
         return False
     finally:
         await link.close()
-    return partial.is_full
+    return not partial.room
 
 
 async def test_a_series_that_the_patient_excludes_is_given_to_nobody(tmp_path):

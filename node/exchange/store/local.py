@@ -1,10 +1,11 @@
 """Writing files of a local folder: once, whole, durable, and past the page cache.
 
-A store writes what it will not read soon. With O_DIRECT (Linux) the bytes go to the disk from an
-aligned buffer of the thread, which spares a copy and leaves the cache to those who read; a file
-system without it gets ordinary writes.
+A store writes what it will not read soon. With O_DIRECT (Linux) the bytes go to the disk from the
+caller's whole pages, or an aligned buffer of the thread, which spares a copy and leaves the cache
+to those who read; a file system without it gets ordinary writes.
 """
 
+import ctypes
 import errno
 import fcntl
 import mmap
@@ -127,21 +128,28 @@ def _write_plainly(descriptor: int, view: memoryview, start: int) -> None:
 
 
 def _write_directly(descriptor: int, data: Data, size: int) -> bool:
-    """Write the first `size` bytes, whole pages, from the thread's buffer; False if this file
-    system does not write that way."""
+    """Write the first `size` bytes, whole pages; False if this file system does not write so."""
     direct: int = getattr(os, "O_DIRECT", 0)
     if not direct:
         return False
-    buffer = _scratch.buffer
-    if not (isinstance(data, memoryview) and data.obj is buffer):
-        buffer[:size] = memoryview(data)[:size]
+    view = memoryview(data)[:size]
+    if not _is_aligned(view):
+        _scratch.buffer[:size] = view
+        view = memoryview(_scratch.buffer)[:size]
     flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
     try:
         fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | direct)
-        return os.pwrite(descriptor, memoryview(buffer)[:size], 0) == size
+        return os.pwrite(descriptor, view, 0) == size
     except OSError as error:
         if error.errno not in _NOT_DIRECT:
             raise
         return False
     finally:
         fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
+
+
+def _is_aligned(view: memoryview) -> bool:
+    """Whether the bytes begin with a page; of those that nobody may write it is not known."""
+    if view.readonly:
+        return False
+    return ctypes.addressof(ctypes.c_char.from_buffer(view)) % _PAGE == 0

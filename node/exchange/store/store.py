@@ -17,7 +17,14 @@ from typing import Any
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from node.exchange.store.blobs import STORE_ID, BlobStore, chunk_name, index_name, write_chunk
+from node.exchange.store.blobs import (
+    STORE_ID,
+    BlobStore,
+    Data,
+    chunk_name,
+    index_name,
+    write_chunk,
+)
 from node.exchange.store.cache import Cache
 from node.exchange.store.catalog import Catalog
 from node.exchange.store.compression import LEVELS
@@ -336,14 +343,16 @@ class StudyStore:
         """Return the chunks that are missing of all versions of a study."""
         return [row for row in self._catalog.chunks(study_id) if not row.present]
 
-    def put_ciphertext(self, digest: bytes, data: bytes) -> None:
-        """Keep a chunk that is missing; durable on return.
+    def put_ciphertext(self, digest: bytes, data: Data, found: bytes | None = None) -> None:
+        """Keep a chunk that is missing; durable on return. `data` is lent for the call only.
 
-        Raises `Damaged` unless `data` is what the digest and the index say, `ChunkUnknown` for a
-        chunk that no study here has, so nobody can fill the disk with what was not asked for.
+        `found` is SHA-256 of `data`, for whoever computed it as it came. Raises `Damaged` unless
+        they are what the digest and the index say, `ChunkUnknown` for a chunk that no study here
+        has, so nobody can fill the disk with what was not asked for.
         """
         row = self._catalog.chunk(digest)
-        if len(data) != row.stored_bytes or hashlib.sha256(data).digest() != digest:
+        found = found or hashlib.sha256(data).digest()
+        if len(data) != row.stored_bytes or found != digest:
             raise Damaged(f"what came is not chunk {digest.hex()}")
         if row.present:
             return

@@ -11,9 +11,12 @@ this request; one that fails is tried again for a while, later each time; one th
 """
 
 import asyncio
+import functools
 import logging
+import mmap
+import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Container, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,9 +37,9 @@ from node.exchange.transfer.holders import (
     Identity,
     Link,
     NotHeld,
-    Partial,
 )
-from node.exchange.transfer.limits import ClientLimits, Pacer
+from node.exchange.transfer.limits import ClientLimits, SharedPace
+from node.exchange.transfer.line import Partial
 from node.exchange.transfer.offer import Offer, Wanted, decode_offer, require_wanted
 from node.exchange.transfer.ports import Chunk, ChunkSink, Custody, Ground, Progress
 from node.exchange.transfer.state import Transfer, Transfers
@@ -237,13 +240,14 @@ class _Run:
         """`expose` is called in a thread with the name of whoever lied."""
         self._ground, self._sink, self._limits, self._expose = ground, sink, limits, expose
         self._progress = progress or _unseen
-        self._pacer = Pacer(limits.rate_bytes_per_s)
-        self._line = asyncio.Semaphore(limits.parallel)
+        self._pace = SharedPace(limits.rate_bytes_per_s)
         self._standings = [_Standing(link) for link in links]
         self.liars = set(liars)
         for standing in self._standings:
             if standing.name in self.liars:
                 standing.left = _LIED
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()  # over what follows: threads take chunks, and count them
         self._todo: deque[Chunk] = deque()
         self._given_up = self._total = self._here = 0
         self.chunks = self.bytes = 0  # fetched
@@ -254,7 +258,7 @@ class _Run:
         self._total = total
         self._here = total - sum(chunk.size for chunk in missing)
         self._progress(self._here, total)
-        workers = min(self._limits.parallel + self._limits.storing, len(missing))
+        workers = min(self._limits.parallel, len(missing))
         largest = max((chunk.size for chunk in missing), default=0)
         await _all_or_first_error([self._work(largest) for _ in range(workers)])
         return self._given_up
@@ -275,57 +279,78 @@ class _Run:
         }
 
     async def _work(self, largest: int) -> None:
-        buffer = bytearray(largest)
-        while self._todo:
-            chunk = self._todo.popleft()
-            if not await self._one(Partial(chunk, buffer)):
+        # Whole pages of its own, so that a sink may hand it to the disk as it is; not shared ones,
+        # of which the system makes each singly.
+        buffer = memoryview(mmap.mmap(-1, largest, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        while (chunk := self._next()) is not None:
+            if not await self._carry(Partial(chunk, buffer)):
                 self._given_up += 1
-                continue
-            self.chunks += 1
-            self.bytes += chunk.size
-            self._here += chunk.size
-            self._progress(self._here, self._total)
 
-    async def _one(self, partial: Partial) -> bool:
-        """Fetch and keep one chunk; return False when no holder is left that may have it."""
-        while (standing := await self._fill(partial)) is not None:
+    def _next(self, lacks: Container[bytes] = ()) -> Chunk | None:
+        """Return the next chunk, unless it is one of those."""
+        with self._lock:
+            if not self._todo or self._todo[0].digest in lacks:
+                return None
+            return self._todo.popleft()
+
+    async def _carry(self, partial: Partial) -> bool:
+        """Fetch and keep one chunk, and those that follow as long as nothing goes wrong.
+
+        Return False when no holder is left that may have the one that is not whole.
+        """
+        while (standing := await self._choose(partial.chunk)) is not None:
+            standing.in_flight += 1
+            failures, chunk, filled = standing.failures, partial.chunk, partial.filled
+            keep = functools.partial(self._keep, standing, partial)
             try:
-                await asyncio.to_thread(
-                    self._sink.put_ciphertext, partial.chunk.digest, partial.data
-                )
+                await standing.link.stream(partial, self._ground, self._pace, keep)
                 return True
+            except _SinkFailed as error:
+                raise error.reason from None
             except WrongDigest:
                 await self._mismatch(standing, partial)
+            except HolderLied:
+                partial.restart()
+                await self._name(standing)
+            except NotHeld:
+                standing.lacks.add(partial.chunk.digest)
+            except HolderRefused as error:
+                standing.left = error.code
+                standing.refused = error.code if error.is_permit else None
+            except HolderBusy as error:
+                standing.ready_s = self._loop.time() + error.pause_s
+            except HolderFailed as error:
+                if partial.chunk is not chunk or partial.filled - filled >= _PROGRESS_BYTES:
+                    failures = standing.failures = 0  # a bad line, but it moves
+                if failures == standing.failures:  # else it is the failure that others met
+                    self._failed(standing, str(error))
+            finally:
+                standing.in_flight -= 1
         return False
 
-    async def _fill(self, partial: Partial) -> _Standing | None:
-        """Fill a chunk and return who sent the end of it, or None when no holder is left."""
-        async with self._line:
-            while (standing := await self._choose(partial.chunk)) is not None:
-                standing.in_flight += 1
-                failures, filled = standing.failures, partial.filled
-                try:
-                    await standing.link.fill(partial, self._ground, self._pacer)
-                    standing.failures = 0
-                    return standing
-                except HolderLied:
-                    partial.restart()
-                    await self._name(standing)
-                except NotHeld:
-                    standing.lacks.add(partial.chunk.digest)
-                except HolderRefused as error:
-                    standing.left = error.code
-                    standing.refused = error.code if error.is_permit else None
-                except HolderBusy as error:
-                    standing.ready_s = asyncio.get_running_loop().time() + error.pause_s
-                except HolderFailed as error:
-                    if partial.filled - filled >= _PROGRESS_BYTES:
-                        failures = standing.failures = 0  # a bad line, but it moves
-                    if failures == standing.failures:  # else it is the failure that others met
-                        self._failed(standing, str(error))
-                finally:
-                    standing.in_flight -= 1
-        return None
+    def _keep(self, standing: _Standing, partial: Partial) -> bool:
+        """Keep a chunk that is whole and begin the next, if there is one to be had from there.
+
+        Called in threads.
+        """
+        size = partial.chunk.size
+        try:
+            self._sink.put_ciphertext(partial.chunk.digest, partial.data, partial.found)
+        except WrongDigest:
+            raise
+        except Exception as error:
+            raise _SinkFailed(error) from error
+        with self._lock:
+            standing.failures = 0
+            self.chunks += 1
+            self.bytes += size
+            self._here += size
+            here = self._here
+        self._loop.call_soon_threadsafe(self._progress, here, self._total)
+        if standing.left is not None or (chunk := self._next(standing.lacks)) is None:
+            return False
+        partial.begin(chunk)
+        return True
 
     async def _choose(self, chunk: Chunk) -> _Standing | None:
         """Return the least busy holder that may have the chunk, when one is ready."""
@@ -337,7 +362,7 @@ class _Run:
             ]
             if not able:
                 return None
-            now_s = asyncio.get_running_loop().time()
+            now_s = self._loop.time()
             ready = [each for each in able if each.ready_s <= now_s]
             if ready:
                 return min(ready, key=lambda each: (each.failures, each.in_flight))
@@ -363,7 +388,15 @@ class _Run:
         if standing.failures >= self._limits.attempts_max:
             standing.left = standing.left or reason
         pause_s = _backoff_s(standing.failures, self._limits)
-        standing.ready_s = asyncio.get_running_loop().time() + pause_s
+        standing.ready_s = self._loop.time() + pause_s
+
+
+class _SinkFailed(Exception):
+    """What the sink raised, in a thread, where it is not to be taken for the line's."""
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__()
+        self.reason = reason
 
 
 _PROGRESS_BYTES = 64 * 1024

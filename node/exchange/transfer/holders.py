@@ -1,33 +1,36 @@
-"""One hospital that may serve: its connection, and what its answers mean.
+"""One hospital that may serve: its connections, and what its answers mean.
 
 A context trusts this hospital's certificates and no others, so whoever answers is who the caller
 means, and what it sends can be held against it by name.
 """
 
 import asyncio
+import http.client
 import json
 import os
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import NoReturn, TypeAlias
 
 import aiohttp
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from node.exchange.transfer.limits import ClientLimits, Pacer
+from node.exchange.transfer.limits import ClientLimits, SharedPace
+from node.exchange.transfer.line import REFUSAL_BYTES_MAX, Line, Partial, Refused, WrongSize
 from node.exchange.transfer.offer import OFFER_BYTES_MAX
-from node.exchange.transfer.ports import Chunk, Custody, Ground
+from node.exchange.transfer.ports import Custody, Ground
 from node.network.tls import TrustedContexts
 
 _Ask: TypeAlias = Callable[
     [aiohttp.ClientSession], AbstractAsyncContextManager[aiohttp.ClientResponse]
 ]
 
-_REFUSAL_BYTES_MAX = 4_096
 _RETRY_S_MAX = 60
-_READ_BUFFER_BYTES = 1 << 20
+_CUT_S = 1.0  # for a thread to notice that its connection was cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,52 +80,26 @@ class HolderFailed(Exception):
     """The connection failed, broke off, stood still or was too slow."""
 
 
-class Partial:
-    """What has arrived of a chunk, perhaps from several holders one after another.
-
-    It lies in a buffer that its owner uses again and again: fresh memory for every chunk costs more
-    than the bytes that are written to it.
-    """
-
-    def __init__(self, chunk: Chunk, buffer: bytearray) -> None:
-        """`buffer` has room for the chunk."""
-        self.chunk = chunk
-        self.data = memoryview(buffer)[: chunk.size]
-        self.filled = 0
-        self.sources: set[str] = set()
-
-    def add(self, piece: bytes, source: str) -> None:
-        """Raises `HolderLied` when there is more than the chunk has."""
-        if self.filled + len(piece) > self.chunk.size:
-            raise HolderLied("it sent more than the chunk has")
-        self.data[self.filled : self.filled + len(piece)] = piece
-        self.filled += len(piece)
-        self.sources.add(source)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether nothing is missing."""
-        return self.filled == self.chunk.size
-
-    def restart(self) -> None:
-        """Forget what has arrived."""
-        self.sources.clear()
-        self.filled = 0
-
-
 class Link:
-    """The way to one holder."""
+    """The way to one holder: an event loop's for small things, threads' own for chunks."""
 
     def __init__(self, holder: Holder, identity: Identity, limits: ClientLimits) -> None:
         self.holder = holder
         self._identity = identity
         self._limits = limits
         self._session: aiohttp.ClientSession | None = None
+        self._threads: ThreadPoolExecutor | None = None
+        self._idle: list[Line] = []
+        self._trusting: ssl.SSLContext | None = None
         host = f"[{holder.host}]" if ":" in holder.host else holder.host
         self._url = f"https://{host}:{holder.port}"
 
     async def close(self) -> None:
         """Let go of its connections."""
+        if self._threads is not None:
+            self._threads.shutdown(wait=False)
+        for line in self._idle:
+            line.close()
         if self._session is not None:
             await self._session.close()
 
@@ -137,7 +114,8 @@ class Link:
         """Return an encoded offer. Raises the exceptions of this module."""
         pieces: list[bytes] = []
         size = 0
-        async with self._get(f"/v1/offer/{request_id.hex()}", {}, {}, None) as response:
+        url = f"{self._url}/v1/offer/{request_id.hex()}"
+        async with self._asked(lambda session: session.get(url), None) as response:
             await _require_good(response, {200})
             async for piece in response.content.iter_any():
                 size += len(piece)
@@ -146,28 +124,45 @@ class Link:
                 pieces.append(piece)
         return b"".join(pieces)
 
-    async def fill(self, partial: Partial, ground: Ground, pacer: Pacer) -> None:
+    async def stream(
+        self, partial: Partial, ground: Ground, pace: SharedPace, full: Callable[[], bool]
+    ) -> None:
         """Fetch what is missing of a chunk; what came before a failure stays in `partial`.
 
-        Raises the exceptions of this module.
+        When it is whole, `full` is called in the thread that fetched it: there it is kept, and
+        `partial` may begin another chunk, which is fetched next if the answer is True.
+
+        At most `parallel` at once. Raises the exceptions of this module, and what `full` raises.
         """
-        chunk, start = partial.chunk, partial.filled
-        headers = {"Range": f"bytes={start}-"} if start else {}
-        query = _query(ground)
-        path = f"/v1/chunk/{chunk.digest.hex()}"
-        async with self._get(path, query, headers, chunk.size - start) as response:
-            await _require_good(response, {200, 206})
-            if response.status == 200:
-                partial.restart()
-            elif not _continues(response, start):
-                raise HolderLied("it sent another range than was asked for")
-            if response.content_length not in (None, chunk.size - partial.filled):
-                raise HolderLied("the size of what it holds is another")
-            async for piece, _ in response.content.iter_chunks():  # as they came, not joined
-                partial.add(piece, self.holder.institution)
-                await pacer.take(len(piece))
-        if not partial.is_full:
-            raise HolderLied("it sent less than the chunk has")
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self._limits.parallel, "exchange-line")
+        line = self._idle.pop() if self._idle else self._line()
+        line.deadline_s = time.monotonic() + self._slowest_s(partial)
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(
+            self._threads, self._stream, line, partial, _query(ground), pace, full
+        )
+        try:
+            refused = await _watched(work, line)
+        except ssl.SSLCertVerificationError as error:
+            raise HolderFailed("its certificate is not the one that is known") from error
+        except WrongSize as error:
+            raise HolderLied(str(error)) from error
+        except (http.client.HTTPException, OSError) as error:
+            raise HolderFailed(_reason(error)) from error
+        if refused is not None:
+            _refuse(refused)
+        self._idle.append(line)
+
+    def _stream(
+        self, line: Line, partial: Partial, query: str, pace: SharedPace, full: Callable[[], bool]
+    ) -> Refused | None:
+        while True:
+            line.deadline_s = time.monotonic() + self._slowest_s(partial)
+            target = f"/v1/chunk/{partial.chunk.digest.hex()}?{query}"
+            refused = line.fetch(target, partial, self.holder.institution, pace)
+            if refused is not None or not full():
+                return refused
 
     async def post(self, path: str, body: bytes, bytes_max: int) -> bytes:
         """Return the answer to a small question. Raises the exceptions of this module."""
@@ -183,21 +178,14 @@ class Link:
                 pieces.append(piece)
         return b"".join(pieces)
 
-    @asynccontextmanager
-    async def _get(
-        self, path: str, query: dict[str, str], headers: dict[str, str], size: int | None
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    def _line(self) -> Line:
+        return Line(self.holder.host, self.holder.port, self._context, self._limits)
+
+    def _slowest_s(self, partial: Partial) -> float:
         limits = self._limits
-        slowest_s = None
-        if size is not None:
-            patience_ms = limits.connect_timeout_ms + limits.stall_timeout_ms
-            rate = min(limits.slow_bytes_per_s, limits.rate_bytes_per_s / limits.parallel)
-            slowest_s = patience_ms / 1000 + size / rate
-        url = self._url + path
-        async with self._asked(
-            lambda session: session.get(url, params=query, headers=headers), slowest_s
-        ) as response:
-            yield response
+        patience_ms = limits.connect_timeout_ms + limits.stall_timeout_ms
+        rate = min(limits.slow_bytes_per_s, limits.rate_bytes_per_s / limits.parallel)
+        return patience_ms / 1000 + len(partial.room) / rate
 
     @asynccontextmanager
     async def _asked(
@@ -226,55 +214,72 @@ class Link:
                         sock_read=limits.stall_timeout_ms / 1000,
                     ),
                     auto_decompress=False,
-                    read_bufsize=_READ_BUFFER_BYTES,
                     cookie_jar=aiohttp.DummyCookieJar(),
                     headers={"Accept-Encoding": "identity"},
                 )
         return self._session
 
     def _context(self) -> ssl.SSLContext:
-        identity = self._identity
-        contexts = TrustedContexts(
-            identity.private_key, identity.certificate, self.holder.certificates
-        )
-        return contexts.client
+        if self._trusting is None:  # in threads: one that is made twice is no harm
+            identity = self._identity
+            known = self.holder.certificates
+            contexts = TrustedContexts(identity.private_key, identity.certificate, known)
+            self._trusting = contexts.client
+        return self._trusting
 
 
-def _query(ground: Ground) -> dict[str, str]:
+async def _watched(work: "asyncio.Future[Refused | None]", line: Line) -> Refused | None:
+    """Return what a thread returns; cut its connection when it is late, or nobody waits for it."""
+    try:
+        while not work.done():
+            left_s = line.deadline_s - time.monotonic()
+            if left_s <= 0:
+                raise TimeoutError
+            await asyncio.wait([work], timeout=left_s)
+        return work.result()
+    finally:
+        if not work.done():
+            line.cut()
+            done, _ = await asyncio.wait([work], timeout=_CUT_S)
+            for each in done:
+                each.exception()  # nobody else looks at it
+
+
+def _query(ground: Ground) -> str:
     if isinstance(ground, Custody):
-        return {"study": ground.study_id.hex()}
-    return {"request": ground.hex()}
+        return f"study={ground.study_id.hex()}"
+    return f"request={ground.hex()}"
 
 
 async def _require_good(response: aiohttp.ClientResponse, good: set[int]) -> None:
-    if response.status in good:
-        return
-    code = await _code(response)
-    if response.status in (429, 503):
-        wanted = response.headers.get("Retry-After", "1")
+    if response.status not in good:
+        body = await response.content.read(REFUSAL_BYTES_MAX)
+        _refuse(Refused(response.status, response.headers.get("Retry-After", ""), body))
+
+
+def _refuse(refused: Refused) -> NoReturn:
+    """Raise what an answer means that is not what was asked for."""
+    status, code = refused.status, _code(refused)
+    if status in (429, 503):
+        wanted = refused.retry_after or "1"
         pause_s = min(int(wanted), _RETRY_S_MAX) if wanted.isdecimal() else 1
         raise HolderBusy(code, pause_s)
-    if response.status == 404 and code == "not_held":
+    if status == 404 and code == "not_held":
         raise NotHeld
-    if response.status >= 500:
-        raise HolderFailed(f"it failed with status {response.status}")
-    raise HolderRefused(code, is_permit=response.status == 403 or code == "request_unknown")
+    if status >= 500:
+        raise HolderFailed(f"it failed with status {status}")
+    raise HolderRefused(code, is_permit=status == 403 or code == "request_unknown")
 
 
-async def _code(response: aiohttp.ClientResponse) -> str:
+def _code(refused: Refused) -> str:
     """Return the code of a refusal, which a stranger wrote: bounded, and of plain letters only."""
-    body = await response.content.read(_REFUSAL_BYTES_MAX)
     try:
-        code = json.loads(body)["error"]["code"]
+        code = json.loads(refused.body)["error"]["code"]
     except (ValueError, LookupError, TypeError, RecursionError):
         code = None
     if type(code) is str and len(code) <= 64 and code.replace("_", "").isascii():
         return "".join(letter for letter in code if letter.isalnum() or letter == "_")
-    return f"status_{response.status}"
-
-
-def _continues(response: aiohttp.ClientResponse, start: int) -> bool:
-    return response.headers.get("Content-Range", "").startswith(f"bytes {start}-")
+    return f"status_{refused.status}"
 
 
 def _reason(error: Exception) -> str:

@@ -1,6 +1,8 @@
 """How much one peer, and all together, may take; how long anybody may keep others waiting."""
 
 import asyncio
+import threading
+import time
 from dataclasses import dataclass
 
 MIB = 1 << 20
@@ -29,8 +31,7 @@ class ServerLimits:
 class ClientLimits:
     """As above, for one transfer."""
 
-    parallel: int = 2  # chunks on the way; more help on long lines, and cost cache on short ones
-    storing: int = 1  # one more, that is hashed and stored meanwhile; each of all is in memory
+    parallel: int = 3  # chunks at once, each in memory and in a thread of its own
     rate_bytes_per_s: int = 1 << 40
     connect_timeout_ms: int = 10_000
     stall_timeout_ms: int = 30_000  # nothing came from a holder
@@ -81,3 +82,16 @@ class Pacer:
         pause_s = self._bucket.take(count, asyncio.get_running_loop().time())
         if pause_s > 0:
             await asyncio.sleep(pause_s)
+
+
+class SharedPace:
+    """As `Pacer`, for threads: tells how long to wait, and does not wait."""
+
+    def __init__(self, rate_bytes_per_s: int, piece_bytes: int = 256 * 1024) -> None:
+        self._bucket = TokenBucket(rate_bytes_per_s, 2 * piece_bytes, time.monotonic())
+        self._lock = threading.Lock()
+
+    def pause_s(self, count: int) -> float:
+        """Return for how many seconds the caller must wait before more bytes flow than `count`."""
+        with self._lock:
+            return self._bucket.take(count, time.monotonic())

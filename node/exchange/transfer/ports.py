@@ -68,10 +68,11 @@ class ChunkSink(Protocol):
         """Return the digests of the version's chunks that are not held, whole and durable."""
         ...
 
-    def put_ciphertext(self, digest: bytes, data: memoryview) -> None:
+    def put_ciphertext(self, digest: bytes, data: memoryview, found: bytes) -> None:
         """Keep a chunk, durable on return; twice is no error. `data` is lent for the call only.
 
-        It is here that chunks are verified: raises `WrongDigest` if SHA-256 of `data` is another.
+        `found` is SHA-256 of `data`, computed as it came. It is here that chunks are verified:
+        raises `WrongDigest` if `digest` is another.
         """
         ...
 
