@@ -19,7 +19,7 @@ from typing import NamedTuple
 from node.exchange.transfer.limits import ClientLimits, SharedPace
 from node.exchange.transfer.ports import Chunk
 
-_PIECE_BYTES = 128 * 1024  # between two looks at the pace; what a broken connection loses at most
+_PIECE_BYTES = 256 * 1024  # between two looks at the pace; what a reset connection loses at most
 REFUSAL_BYTES_MAX = 4_096
 _GOOD = frozenset({200, 206})
 
