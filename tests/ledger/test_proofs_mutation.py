@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from consensus.wire import pack, unpack
 from node.ledger import merkle
+from node.ledger.block import Header
 from node.ledger.proofs import verify as verification
 from node.ledger.proofs.format import MAGIC, decode, encode, with_digest
 from node.ledger.proofs.make import climb
@@ -46,13 +47,17 @@ def proves(data):
 def lies(data):
     """Whether `data`, with its digest made anew, verifies and states what is not so.
 
-    Of one place that is empty more than one key is absent; whatever else verifies must be the file
-    that it was.
+    Of one place that is empty more than one key is absent, and without its lineage a proof of time
+    is one of the sealed header; whatever else verifies must be the file that it was.
     """
     data = with_digest(data)
     if data in PROOFS.values() or not proves(data):
         return False
-    rows = verify(data, GENESIS).rows
+    proved = verify(data, GENESIS)
+    if proved.kind == "time":
+        stored = WORLD.node.chain.header(proved.header.height)
+        return stored is None or Header.decode(stored) != proved.header
+    rows = proved.rows
     get = WORLD.node.chain.state_value
     return not rows or any(value is not None or get(key) is not None for key, value in rows)
 
@@ -155,6 +160,14 @@ def test_no_part_can_be_another_value(data):
     assert changed == PROOFS[name] or not proves(changed)
     assert not lies(changed), (path, old, new)
     assert proves(with_digest(changed)) == proves_again(with_digest(changed))
+
+
+@pytest.mark.parametrize("name", ["time, under the history", "time, under the next height"])
+def test_a_proof_of_time_without_its_lineage_is_one_of_the_sealed_header(name):
+    alone = with_digest(pack(put(unpack(PROOFS[name]), (4, 2), None)))
+    proved = verify(alone, GENESIS)
+    assert proved.header == proved.anchor != verify(PROOFS[name], GENESIS).header
+    assert not lies(alone)
 
 
 @settings(max_examples=300, deadline=None)
