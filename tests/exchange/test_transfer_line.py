@@ -5,6 +5,7 @@ import hashlib
 import os
 import threading
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -99,6 +100,53 @@ async def test_whatever_a_holder_answers_is_an_answer_of_a_holder(world, answer,
     async with rogue.link() as link:
         with pytest.raises(error):
             await fetch(link, partial())
+
+
+async def test_another_certificate_than_is_known_is_said_in_words(world):
+    async with Rogue(world, [GOOD]).link() as link:
+        gamma = (world.gamma.person.certificate,)
+        other = Link(replace(link.holder, certificates=gamma), world.beta.identity, LIMITS)
+        with pytest.raises(HolderFailed, match="its certificate is not the one"):
+            await fetch(other, partial())
+        await other.close()
+
+
+async def test_a_chunk_that_cannot_be_kept_leaves_its_connection_to_the_next(world):
+    rogue = Rogue(world, [GOOD, GOOD], keeps=2)
+
+    def full():
+        raise KeyError("no room")
+
+    async with rogue.link() as link:
+        with pytest.raises(KeyError):
+            await fetch(link, partial(), full)
+        await fetch(link, partial())
+    assert rogue.connections == 1
+
+
+async def test_however_long_keeping_takes_is_not_held_against_the_holder(world):
+    """Nor does another thread fill the chunk meanwhile."""
+    limits = ClientLimits(connect_timeout_ms=200, stall_timeout_ms=200, slow_bytes_per_s=10**9)
+    kept, is_kept = threading.Event(), threading.Event()
+
+    def full():
+        kept.wait(20)
+        is_kept.set()
+        return False
+
+    rogue = Rogue(world, [GOOD])
+    async with rogue.link(limits) as link:
+        task = asyncio.create_task(fetch(link, partial(), full))
+        await until(lambda: link._threads is not None and rogue.asked)
+        done, _ = await asyncio.wait([task], timeout=1.0)
+        assert not done
+        task.cancel()
+        done, _ = await asyncio.wait([task], timeout=0.1)
+        assert not done
+        kept.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert is_kept.is_set()
 
 
 async def test_a_connection_that_was_idle_too_long_is_made_anew(world):

@@ -7,6 +7,7 @@ means, and what it sends can be held against it by name.
 import asyncio
 import http.client
 import json
+import math
 import os
 import ssl
 import time
@@ -30,7 +31,6 @@ _Ask: TypeAlias = Callable[
 ]
 
 _RETRY_S_MAX = 60
-_CUT_S = 1.0  # for a thread to notice that its connection was cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +150,13 @@ class Link:
             raise HolderLied(str(error)) from error
         except (http.client.HTTPException, OSError) as error:
             raise HolderFailed(_reason(error)) from error
+        finally:
+            if line.is_cut:
+                line.close()
+            else:
+                self._idle.append(line)
         if refused is not None:
             _refuse(refused)
-        self._idle.append(line)
 
     def _stream(
         self, line: Line, partial: Partial, query: str, pace: SharedPace, full: Callable[[], bool]
@@ -161,6 +165,7 @@ class Link:
             line.deadline_s = time.monotonic() + self._slowest_s(partial)
             target = f"/v1/chunk/{partial.chunk.digest.hex()}?{query}"
             refused = line.fetch(target, partial, self.holder.institution, pace)
+            line.deadline_s = math.inf  # keeping it is not the holder's time
             if refused is not None or not full():
                 return refused
 
@@ -229,7 +234,10 @@ class Link:
 
 
 async def _watched(work: "asyncio.Future[Refused | None]", line: Line) -> Refused | None:
-    """Return what a thread returns; cut its connection when it is late, or nobody waits for it."""
+    """Return what a thread returns; cut its connection when it is late, or nobody waits for it.
+
+    The thread has ended then: what it was filling may be filled by another.
+    """
     try:
         while not work.done():
             left_s = line.deadline_s - time.monotonic()
@@ -240,9 +248,8 @@ async def _watched(work: "asyncio.Future[Refused | None]", line: Line) -> Refuse
     finally:
         if not work.done():
             line.cut()
-            done, _ = await asyncio.wait([work], timeout=_CUT_S)
-            for each in done:
-                each.exception()  # nobody else looks at it
+            await asyncio.wait([work])
+            work.exception()  # nobody else looks at it
 
 
 def _query(ground: Ground) -> str:

@@ -113,12 +113,17 @@ class Line:
             if response.will_close:
                 self.close()
             return None
-        except ValueError as error:  # of numbers that are none, in what a stranger sent
+        except BaseException as error:
             self.close()
-            raise http.client.HTTPException(str(error)) from error
-        except BaseException:
-            self.close()
+            # Of numbers that are none, in what a stranger sent; OpenSSL's are both.
+            if isinstance(error, ValueError) and not isinstance(error, OSError):
+                raise http.client.HTTPException(str(error)) from error
             raise
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether it is of no use any more."""
+        return self._is_cut.is_set()
 
     def cut(self) -> None:
         """End what another thread is doing with this connection, which fails there; for good."""
@@ -146,7 +151,7 @@ class Line:
             return self._request(target, headers)
         except (http.client.RemoteDisconnected, ConnectionError):
             # A holder may close a connection that was idle; that is no failure of it.
-            if not is_used or self._is_cut.is_set():
+            if not is_used or self.is_cut:
                 raise
             self.close()
             return self._request(target, headers)
@@ -174,7 +179,7 @@ class Line:
     def _keep(self, made: socket) -> socket:
         with self._lock:
             self._socket = made
-        if self._is_cut.is_set():
+        if self.is_cut:
             raise ConnectionAbortedError("cut")
         return made
 
