@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from node.gateway.index import SpoolError
+from storage.sqlite import write_transaction
 
 SCHEMA_VERSION = 1
 NOTICES_MAX = 10_000  # beyond, what is new is an event here only
@@ -154,14 +155,8 @@ class Foreign:
 
     @contextmanager
     def _change(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, _translated():
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-            except BaseException:
-                self._connection.execute("ROLLBACK")
-                raise
-            self._connection.execute("COMMIT")
+        with self._lock, _translated(), write_transaction(self._connection):
+            yield self._connection
 
 
 def _prepare(connection: sqlite3.Connection) -> None:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from node.gateway import totals
+from storage.sqlite import write_transaction
 
 SCHEMA_VERSION = 1
 EVENTS_MAX = 10_000
@@ -411,14 +412,8 @@ class Index:
     @contextmanager
     def _change(self) -> Iterator[sqlite3.Connection]:
         """Yield the connection inside a write transaction: other writers wait, readers do not."""
-        with self._lock, _translated():
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-            except BaseException:
-                self._connection.execute("ROLLBACK")
-                raise
-            self._connection.execute("COMMIT")
+        with self._lock, _translated(), write_transaction(self._connection):
+            yield self._connection
 
 
 def _prepare(connection: sqlite3.Connection) -> None:

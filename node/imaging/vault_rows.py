@@ -13,6 +13,7 @@ from node.imaging.errors import InvalidManifest, VaultDamaged, VaultError
 from node.imaging.manifest import Manifest
 from node.imaging.vault_keys import VaultKeys
 from node.imaging.vault_schema import Role
+from storage.sqlite import write_transaction
 
 
 class State(Enum):
@@ -174,14 +175,8 @@ class Rows:
     @contextmanager
     def _change(self) -> Iterator[sqlite3.Connection]:
         """Yield the connection inside a write transaction: other writers wait, readers do not."""
-        with self._lock, translated():
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-            except BaseException:
-                self._connection.execute("ROLLBACK")
-                raise
-            self._connection.execute("COMMIT")
+        with self._lock, translated(), write_transaction(self._connection):
+            yield self._connection
 
 
 def unpacked(data: bytes) -> Value:

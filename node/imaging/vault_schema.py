@@ -21,6 +21,7 @@ from enum import IntEnum
 from consensus.wire import NotCanonical, pack, unpack
 from node.imaging.errors import VaultDamaged
 from node.imaging.vault_keys import VaultKeys
+from storage.sqlite import write_transaction
 
 SCHEMA_VERSION = 2
 APPLICATION_ID = 0x52_4C_56_31  # "RLV1", tells the file from any other sqlite database
@@ -67,14 +68,9 @@ def migrate(connection: sqlite3.Connection, keys: VaultKeys) -> None:
     is. Raises `VaultDamaged` for a row that fails its check, and leaves the file as it was."""
     if schema_of(connection) == SCHEMA_VERSION:
         return
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with write_transaction(connection):
         if schema_of(connection) == 1:  # not yet by another process, for which we waited
             _from_1(connection, keys)
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
 
 
 def _from_1(connection: sqlite3.Connection, keys: VaultKeys) -> None:

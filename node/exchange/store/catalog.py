@@ -33,6 +33,7 @@ from node.exchange.store.errors import (
 )
 from node.exchange.store.master import MasterSource, Sealer, new_header, open_header
 from node.exchange.store.rows import ChunkRow, State, StudyRow, Totals, VersionRow
+from storage.sqlite import write_transaction
 
 SCHEMA_VERSION = 1
 PAGE = 256  # rows read at once by whoever walks through all of them
@@ -356,15 +357,8 @@ class Catalog:
 
     @contextmanager
     def _change(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, _explained():
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
+        with self._lock, _explained(), write_transaction(self._connection):
+            yield self._connection
 
 
 def open_catalog(path: Path, source: MasterSource) -> Catalog:
@@ -427,17 +421,12 @@ def _prepare(connection: sqlite3.Connection, path: Path, source: MasterSource) -
 
 def _create(connection: sqlite3.Connection, source: MasterSource) -> None:
     header, _ = new_header(source)
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with write_transaction(connection):
         if not connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
             for statement in filter(None, map(str.strip, _SCHEMA.split(";\n"))):
                 connection.execute(statement)
             meta = [("header", header), ("store_id", secrets.token_bytes(16))]
             connection.executemany("INSERT INTO meta VALUES (?, ?)", meta)
-        connection.execute("COMMIT")
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
 
 
 def _create_private(path: Path) -> None:
