@@ -1,14 +1,9 @@
 """A patient excludes a series: the study is split, and nobody is given what was set apart."""
 
-import asyncio
 import json
 import secrets
-import signal
-import sys
 from types import SimpleNamespace
-from uuid import uuid4
 
-import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -23,60 +18,21 @@ from node.exchange.transfer.ports import Chunk
 from node.exchange.transfer.state import Deliveries
 from node.gateway.exchange import DELIVERIES
 from node.gateway.keeping import Keeper
-from node.gateway.parting import SplitRefused, Wish
+from node.gateway.parting import SplitRefused
 from node.gateway.series import SeriesRefused
-from node.gateway.splitting import SplitPending, Splitting
-from node.imaging.vault import create_vault, open_vault
-from node.ledger.contracts.consent import RULES_MAX
-from node.ledger.errors import Refused
+from node.imaging.vault import create_vault
 from node.ledger.transaction import Operation
 from node.studies import register
 from tests.cli.test_documents import documented, section
 from tests.gateway.flow_world import CLIENT, until_async, world
+from tests.gateway.splitting_world import FORM, HEAD, PSYCH, new_study, of_series, split, write
 from tests.gateway.test_flow_command import configure, told
-from tests.imaging import dicom
 from tests.privacy.site_world import gateway_of, quick, web
-
-FORM = bytes(range(32))
-HEAD, PSYCH = "1", "2"
 
 
 @pytest.fixture(autouse=True)
 def quick_keys(monkeypatch):
     monkeypatch.setattr(keys, "_SCRYPT_N", 2)
-
-
-def write(folder, uid, series, number):
-    sop = f"{uid}.{series}.{number}"
-    pixels = np.frombuffer(secrets.token_bytes(2 * 32 * 32), "<u2").reshape(32, 32)
-    elements = {"PatientID": uid[-10:], "Modality": "MR", "SeriesNumber": series}
-    place = {"sop": sop, "study": uid, "SeriesInstanceUID": f"{uid}.{series}"}
-    return dicom.minimal(folder / sop[-40:], pixels=pixels, **place, **elements)
-
-
-async def new_study(hospital, folder):
-    """Register and store a study of two series, two instances each."""
-    uid = f"2.25.{uuid4().int}"
-    paths = [write(folder, uid, series, n) for series in (HEAD, PSYCH) for n in (1, 2)]
-    return uid, await hospital.keep_files(paths)
-
-
-def of_series(study, series):
-    """Return the bytes of the files of a series, by SOP Instance UID."""
-    files = study.files.items()
-    return {uid: path.read_bytes() for uid, path in files if uid.split(".")[-2] == series}
-
-
-def splitting(hospital, acting):
-    kept = [Deliveries(hospital.folder / "exchange" / DELIVERIES)]
-    return Splitting(acting, hospital.store, hospital.vault, kept)
-
-
-async def split(hospital, study, series=PSYCH, *, erase=False, form=FORM):
-    async with hospital.acting() as acting:
-        done = await splitting(hospital, acting).split(study.id, Wish([series], form, erase=erase))
-    await hospital.net.wait_height(hospital.net.node(hospital.index).height)
-    return done
 
 
 def part(study, study_id):
@@ -271,46 +227,6 @@ async def _shows(gateway, uid, series):
     return {each["0020000E"]["Value"][0] for each in found} == series
 
 
-async def test_a_refusal_that_comes_meanwhile_goes_along(tmp_path, monkeypatch):
-    async with world(tmp_path) as all_:
-        alpha = all_.alpha
-        _, study = await new_study(alpha, tmp_path)
-        async with alpha.acting() as acting:
-            cutting = splitting(alpha, acting)
-            with monkeypatch.context() as patched:
-                cut_at(patched, (acting.client, "submit"))
-                with pytest.raises(Cut):
-                    await cutting.split(study.id, Wish([PSYCH], FORM))
-        about = (secrets.token_bytes(16), study.subject_id, study.id)
-        await alpha.submit("consent.restrict", *about, all_.gamma.name, (), None, FORM)
-        done = await split(alpha, study)
-        view = await (await alpha.net.client(alpha.index)).consent(alpha.name, study.subject_id)
-        refused = [each.study_id for each in view.rules if each.recipient == all_.gamma.name]
-        assert refused == [study.id, done.rest, done.apart]
-
-
-@pytest.mark.parametrize("code", ["duplicate", "transaction_expired"])
-async def test_a_refusal_of_what_took_place_already_does_not_undo_it(tmp_path, monkeypatch, code):
-    async with world(tmp_path) as all_:
-        alpha = all_.alpha
-        _, study = await new_study(alpha, tmp_path)
-        async with alpha.acting() as acting:
-            cutting = splitting(alpha, acting)
-            with monkeypatch.context() as patched:
-                cut_at(patched, (acting.client, "submit"), after=True)
-                with pytest.raises(Cut):
-                    await cutting.split(study.id, Wish([PSYCH], FORM))
-
-            async def refuse(_):
-                raise Refused(code, "not again")
-
-            with monkeypatch.context() as patched:
-                patched.setattr(acting.client, "submit", refuse)
-                done = await cutting.split(study.id, Wish([PSYCH], FORM))
-        assert alpha.vault.split_of(study.id).is_done
-        assert alpha.bytes_of(done.apart) == of_series(study, PSYCH)
-
-
 async def _is(hospital, request_id, state):
     return (await hospital.request(request_id)).state == state
 
@@ -336,151 +252,6 @@ async def test_what_comes_late_goes_to_the_part_that_has_its_series(tmp_path):
         assert {sop.split(".")[-2] for sop in held[done.apart]} == {PSYCH}
         assert (len(held[done.rest]), len(held[done.apart])) == (4, 3)
         assert alpha.store.versions(study.id) == [1]
-
-
-class Cut(BaseException):
-    """The process ends here."""
-
-
-def cut_at(patched, place, *, after=False, call=1):
-    """Let the `call`th call of `place` (an object and a name) be the last thing that is done."""
-    owner, name = place
-    real, count = getattr(owner, name), 0
-
-    def wrapped(*arguments, **named):
-        nonlocal count
-        count += 1
-        if count == call and not after:
-            raise Cut
-        result = real(*arguments, **named)
-        if count == call and not asyncio.iscoroutine(result):
-            raise Cut
-        return _then_cut(result) if count == call else result
-
-    patched.setattr(owner, name, wrapped)
-
-
-async def _then_cut(result):
-    await result
-    raise Cut
-
-
-CUTS = {
-    "before it is planned": (lambda h, s: (h.vault, "plan_split"), {}),
-    "planned": (lambda h, s: (h.vault, "plan_split"), {"after": True}),
-    "one part prepared": (lambda h, s: (h.vault, "put_prepared"), {"call": 2}),
-    "both prepared": (lambda h, s: (h.store, "put"), {}),
-    "one part stored": (lambda h, s: (h.store, "put"), {"call": 2}),
-    "both stored": (lambda h, s: (h.vault, "submit_split"), {}),
-    "signed": (lambda h, s: (s._acting.client, "submit"), {}),
-    "sent": (lambda h, s: (s._acting.client, "submit"), {"after": True}),
-    "final": (lambda h, s: (h.vault, "finish_split"), {}),
-    "in the vault": (lambda h, s: (h.vault, "finish_split"), {"after": True}),
-    "before grants end": (lambda h, s: (s, "_end"), {}),
-    "a grant ended": (lambda h, s: (s, "_end"), {"after": True}),
-    "before the old is destroyed": (lambda h, s: (h.store, "erase"), {}),
-    "destroyed": (lambda h, s: (h.store, "erase"), {"after": True}),
-    "erased on the ledger": (lambda h, s: (h.vault, "delete_study"), {}),
-}
-
-
-async def test_a_split_that_is_cut_off_at_any_step_goes_on(tmp_path, monkeypatch):
-    async with world(tmp_path) as all_, all_.beta.serving():
-        alpha, beta = all_.alpha, all_.beta
-        client = await alpha.net.client(alpha.index)
-        for name, (place, how) in CUTS.items():
-            _, study = await new_study(alpha, tmp_path)
-            request_id = await beta.ask(study)
-            async with alpha.acting() as acting:
-                cutting = splitting(alpha, acting)
-                with monkeypatch.context() as patched:
-                    cut_at(patched, place(alpha, cutting), **how)
-                    with pytest.raises(Cut):
-                        await cutting.split(study.id, Wish([PSYCH], FORM, erase=True))
-            alpha.vault.close()
-            alpha.vault = open_vault(alpha.folder / "vault.db", "passphrase")
-            alpha.open_store()
-            done = await split(alpha, study, erase=True)
-            assert done.is_erased, name
-            assert alpha.bytes_of(done.rest) == of_series(study, HEAD), name
-            assert alpha.bytes_of(done.apart) == of_series(study, PSYCH), name
-            assert study.id not in set(alpha.store.studies()), name
-            view = await client.consent(alpha.name, study.subject_id)
-            assert [(r.study_id, r.effect) for r in view.rules] == [(done.apart, "deny")], name
-            assert (await alpha.request(request_id)).state == "revoked", name
-            for study_id in (done.rest, done.apart):
-                root = (await client.study(study_id)).summary.root
-                assert alpha.vault.latest(study_id).manifest.root == root, name
-            assert alpha.vault.unfinished() == [], name
-            assert alpha.vault.versions(study.id) == [], name
-        # Nothing is left of parts that were begun: two a study.
-        assert len(set(alpha.store.studies())) == 2 * len(CUTS)
-
-
-async def test_what_the_ledger_refuses_leaves_everything_as_it_was(tmp_path):
-    async with world(tmp_path) as all_:
-        alpha = all_.alpha
-        uid, study = await new_study(alpha, tmp_path)
-        about = (study.subject_id, None, None, (), None, FORM)
-        rules = [
-            Operation("consent.grant", (secrets.token_bytes(16), *about)) for _ in range(RULES_MAX)
-        ]
-        assert (await alpha.net.submit(alpha.index, rules)).code == "ok"
-        with pytest.raises(SplitRefused, match="consent_full; everything is as it was"):
-            await split(alpha, study)
-        assert list(alpha.store.studies()) == [study.id]
-        assert alpha.vault.split_of(study.id) is None
-        client = await alpha.net.client(alpha.index)
-        late = [write(tmp_path, uid, PSYCH, 9)]
-        (taken,) = (await register(late, client, alpha.vault, alpha.signer)).studies
-        assert taken.prepared.manifest.study_id == study.id
-
-
-async def test_what_the_node_refuses_is_undone_unless_it_may_succeed_later(tmp_path, monkeypatch):
-    async with world(tmp_path) as all_:
-        alpha = all_.alpha
-        _, study = await new_study(alpha, tmp_path)
-        wish = Wish([PSYCH], FORM)
-        async with alpha.acting() as acting:
-            refusals = [Refused("busy", "later"), Refused("transaction_expired", "too late")]
-
-            async def refuse(_):
-                raise refusals.pop(0)
-
-            with monkeypatch.context() as patched:
-                patched.setattr(acting.client, "submit", refuse)
-                with pytest.raises(SplitPending):
-                    await splitting(alpha, acting).split(study.id, wish)
-                signed = [version.transaction for version in alpha.vault.unfinished()]
-                assert len(signed) == 2
-                assert len(set(signed)) == 1
-                with pytest.raises(SplitRefused, match="everything is as it was"):
-                    await splitting(alpha, acting).split(study.id, wish)
-        assert list(alpha.store.studies()) == [study.id]
-        assert alpha.vault.unfinished() == []
-        done = await split(alpha, study)
-        assert alpha.bytes_of(done.apart) == of_series(study, PSYCH)
-
-
-async def test_a_study_that_is_erased_while_it_is_split_leaves_nothing(tmp_path, monkeypatch):
-    async with world(tmp_path) as all_:
-        alpha = all_.alpha
-        _, study = await new_study(alpha, tmp_path)
-        async with alpha.acting() as acting:
-            cutting = splitting(alpha, acting)
-            with monkeypatch.context() as patched:
-                cut_at(patched, (acting.client.__class__, "submit"))
-                with pytest.raises(Cut):
-                    await cutting.split(study.id, Wish([PSYCH], FORM))
-        await alpha.submit("study.erase", study.id, "subject_request")
-        alpha.store.erase(study.id)
-        alpha.vault.delete_study(study.id)  # as a running gateway does
-        with pytest.raises(SplitRefused, match="study_erased"):
-            await split(alpha, study)
-        assert list(alpha.store.studies()) == []
-        assert alpha.vault.unfinished() == []
-        with pytest.raises(SplitRefused, match="erased"):
-            await split(alpha, study)
 
 
 async def test_what_cannot_be_split_is_said(tmp_path):
@@ -530,45 +301,3 @@ async def test_the_command_lists_series_without_uids_and_splits(tmp_path):
         assert alpha.bytes_of(bytes.fromhex(done["apart"])) == of_series(study, PSYCH)
         refused = await told("study", *named, "--series", PSYCH, status=1)
         assert refused["error"]["lines"] == ["the study is erased"]
-
-
-KILLED = """
-import os, signal, sys
-from {module} import {owner}
-def die(*_, **__):
-    os.kill(os.getpid(), signal.SIGKILL)
-{owner}.{name} = die
-from node.cli.study import app
-app()
-"""
-KILLS = [
-    ("node.exchange.store.store", "StudyStore", "_add_version"),
-    ("node.imaging.vault", "Vault", "submit_split"),
-    ("node.imaging.vault", "Vault", "finish_split"),
-    ("node.imaging.vault", "Vault", "delete_study"),
-]
-
-
-async def test_the_command_goes_on_after_each_kill(tmp_path):
-    async with world(tmp_path) as all_:
-        alpha = all_.alpha
-        config = configure(alpha)
-        path = alpha.config.data_dir.parent / "vault.db"
-        alpha.vault = create_vault(path, alpha.passphrase.decode())
-        _, study = await new_study(alpha, tmp_path)
-        words = ["split", study.id.hex(), "-c", config, "--series", PSYCH, "--erase-old"]
-        words += ["--form-digest", FORM.hex()]
-        for module, owner, name in KILLS:
-            code = KILLED.format(module=module, owner=owner, name=name)
-            command = [sys.executable, "-c", code, *map(str, words)]
-            process = await asyncio.create_subprocess_exec(*command)
-            assert await process.wait() == -signal.SIGKILL, name
-        done = (await told("study", *words))["split"]
-        rest, apart = bytes.fromhex(done["rest"]), bytes.fromhex(done["apart"])
-        assert alpha.bytes_of(rest) == of_series(study, HEAD)
-        assert alpha.bytes_of(apart) == of_series(study, PSYCH)
-        assert set(alpha.store.studies()) == {rest, apart}
-        assert alpha.vault.unfinished() == []
-        client = await alpha.net.client(alpha.index)
-        view = await client.consent(alpha.name, study.subject_id)
-        assert [(rule.study_id, rule.effect) for rule in view.rules] == [(apart, "deny")]
