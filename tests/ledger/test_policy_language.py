@@ -153,7 +153,13 @@ def test_a_refusal_counts_lines_and_columns_from_one():
         check("true\n&& true\n&& nonsense")
 
 
-@given(st.text(alphabet="ABCDEFGHIJKLMNOPQRSTUVWXYZ", min_size=6, max_size=20))
+# Six letters or more: shorter ones stand in sentences by chance. RTINTENT and its like are words.
+no_words = st.text(alphabet="ABCDEFGHIJKLMNOPQRSTUVWXYZ", min_size=6, max_size=20).filter(
+    lambda name: name not in MODALITIES
+)
+
+
+@given(no_words)
 def test_a_refusal_does_not_repeat_what_was_written(name):
     for text in (
         f"study.modality == '{name}'",
