@@ -84,7 +84,13 @@ async def _run(work: Path) -> list[str]:
             frames = [url for _, url in page.answers if "/frames/1" in url]
             return all(any(f"/{each}/" in url for url in frames) for each in slices)
 
+        async def is_drawn() -> bool:
+            """Whether there is tissue and bone: what has come is not drawn at once."""
+            tissue, bone = await _grey(page)
+            return tissue > 0.02 and bone > 0.01
+
         await page.until(has_all_slices)
+        await page.until(is_drawn)
         tissue, bone = await _grey(page)
         refused = [answer for answer in page.answers if answer[0] >= 400]
         assert not refused, refused[:3]
