@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
+import uvloop
 
 from node.exchange.transfer.holders import Holder, HolderFailed, HolderLied, HolderRefused, Link
 from node.exchange.transfer.limits import ClientLimits, SharedPace
@@ -19,6 +20,7 @@ DATA = os.urandom(300_000)
 CHUNK = Chunk(hashlib.sha256(DATA).digest(), len(DATA))
 GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n" + DATA
 LIMITS = ClientLimits(connect_timeout_ms=5_000, stall_timeout_ms=5_000)
+IMPATIENT = ClientLimits(connect_timeout_ms=200, stall_timeout_ms=200, slow_bytes_per_s=10**9)
 
 
 class Rogue:
@@ -126,7 +128,6 @@ async def test_a_chunk_that_cannot_be_kept_leaves_its_connection_to_the_next(wor
 
 async def test_however_long_keeping_takes_is_not_held_against_the_holder(world):
     """Nor does another thread fill the chunk meanwhile."""
-    limits = ClientLimits(connect_timeout_ms=200, stall_timeout_ms=200, slow_bytes_per_s=10**9)
     kept, is_kept = threading.Event(), threading.Event()
 
     def full():
@@ -135,7 +136,7 @@ async def test_however_long_keeping_takes_is_not_held_against_the_holder(world):
         return False
 
     rogue = Rogue(world, [GOOD])
-    async with rogue.link(limits) as link:
+    async with rogue.link(IMPATIENT) as link:
         task = asyncio.create_task(fetch(link, partial(), full))
         await until(lambda: link._threads is not None and rogue.asked)
         done, _ = await asyncio.wait([task], timeout=1.0)
@@ -201,26 +202,57 @@ async def test_whoever_is_cancelled_leaves_no_thread_that_waits(world):
             await asyncio.get_running_loop().run_in_executor(link._threads, lambda: None)
 
 
+async def _trickle(reader, writer):
+    """Never stand still, and never come to an end: a byte now and then."""
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(HEAD + b"Content-Length: 300000\r\n\r\n")
+    try:
+        while True:
+            writer.write(b"x")
+            await writer.drain()
+            await asyncio.sleep(0.02)
+    except OSError:
+        writer.close()
+
+
 async def test_a_holder_that_is_too_slow_over_a_chunk_is_cut(world):
-    """One that never stands still, either: it sends a byte whenever it likes."""
-    limits = ClientLimits(connect_timeout_ms=200, stall_timeout_ms=200, slow_bytes_per_s=10**9)
     rogue = Rogue(world, [])
-
-    async def trickle(reader, writer):
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(HEAD + b"Content-Length: 300000\r\n\r\n")
-        try:
-            while True:
-                writer.write(b"x")
-                await writer.drain()
-                await asyncio.sleep(0.02)
-        except OSError:
-            writer.close()
-
-    rogue.serve = trickle
-    async with rogue.link(limits) as link:
+    rogue.serve = _trickle
+    async with rogue.link(IMPATIENT) as link:
         with pytest.raises(HolderFailed, match="in time"):
             await fetch(link, partial())
+
+
+def slow_over_the_second(tmp_path):
+    """Return a coroutine in which a holder is slow over a chunk that follows one slowly kept."""
+
+    async def story():
+        rogue, arriving, looked = Rogue(World(tmp_path), [GOOD]), partial(), threading.Event()
+
+        async def serve(reader, writer):
+            await (
+                Rogue.serve(rogue, reader, writer) if rogue.answers else _trickle(reader, writer)
+            )
+
+        def full():
+            looked.wait(20)
+            arriving.begin(CHUNK)
+            return True
+
+        rogue.serve = serve
+        async with asyncio.timeout(20), rogue.link(IMPATIENT) as link:
+            task = asyncio.create_task(fetch(link, arriving, full))
+            await asyncio.wait([task], timeout=1.0)  # longer than the deadline of the first
+            looked.set()
+            with pytest.raises(HolderFailed, match="in time"):
+                await task
+
+    return story()
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_the_chunk_after_one_that_was_long_in_keeping_has_its_own_deadline(tmp_path, run):
+    run(slow_over_the_second(tmp_path))
 
 
 async def test_a_line_that_was_cut_never_asks_again(world):

@@ -31,6 +31,7 @@ _Ask: TypeAlias = Callable[
 ]
 
 _RETRY_S_MAX = 60
+_LOOK_S = 1.0  # a thread goes over to the next chunk, and to another deadline, unseen
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,17 +113,10 @@ class Link:
 
     async def offer(self, request_id: bytes) -> bytes:
         """Return an encoded offer. Raises the exceptions of this module."""
-        pieces: list[bytes] = []
-        size = 0
         url = f"{self._url}/v1/offer/{request_id.hex()}"
-        async with self._asked(lambda session: session.get(url), None) as response:
-            await _require_good(response, {200})
-            async for piece in response.content.iter_any():
-                size += len(piece)
-                if size > OFFER_BYTES_MAX:
-                    raise HolderLied("its offer is larger than any may be")
-                pieces.append(piece)
-        return b"".join(pieces)
+        async with self._asked(lambda session: session.get(url), None) as answer:
+            await _require_good(answer, {200})
+            return await _read(answer, OFFER_BYTES_MAX, "offer")
 
     async def stream(
         self, partial: Partial, ground: Ground, pace: SharedPace, full: Callable[[], bool]
@@ -171,17 +165,10 @@ class Link:
 
     async def post(self, path: str, body: bytes, bytes_max: int) -> bytes:
         """Return the answer to a small question. Raises the exceptions of this module."""
-        pieces: list[bytes] = []
-        size = 0
         url = self._url + path
         async with self._asked(lambda session: session.post(url, data=body), None) as answer:
             await _require_good(answer, {200})
-            async for piece in answer.content.iter_any():
-                size += len(piece)
-                if size > bytes_max:
-                    raise HolderLied("its answer is larger than any may be")
-                pieces.append(piece)
-        return b"".join(pieces)
+            return await _read(answer, bytes_max, "answer")
 
     def _line(self) -> Line:
         return Line(self.holder.host, self.holder.port, self._context, self._limits)
@@ -233,6 +220,17 @@ class Link:
         return self._trusting
 
 
+async def _read(response: aiohttp.ClientResponse, bytes_max: int, what: str) -> bytes:
+    pieces: list[bytes] = []
+    size = 0
+    async for piece in response.content.iter_any():
+        size += len(piece)
+        if size > bytes_max:
+            raise HolderLied(f"its {what} is larger than any may be")
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
 async def _watched(work: "asyncio.Future[Refused | None]", line: Line) -> Refused | None:
     """Return what a thread returns; cut its connection when it is late, or nobody waits for it.
 
@@ -243,7 +241,7 @@ async def _watched(work: "asyncio.Future[Refused | None]", line: Line) -> Refuse
             left_s = line.deadline_s - time.monotonic()
             if left_s <= 0:
                 raise TimeoutError
-            await asyncio.wait([work], timeout=left_s)
+            await asyncio.wait([work], timeout=min(left_s, _LOOK_S))
         return work.result()
     finally:
         if not work.done():
