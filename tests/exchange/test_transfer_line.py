@@ -202,6 +202,29 @@ async def test_whoever_is_cancelled_leaves_no_thread_that_waits(world):
             await asyncio.get_running_loop().run_in_executor(link._threads, lambda: None)
 
 
+async def test_however_often_it_is_cancelled_it_ends_after_its_thread(world):
+    """A chunk that is being kept is kept before whoever asked for it is told that all has ended."""
+    keeping, goes_on, kept = threading.Event(), threading.Event(), []
+
+    def keep():
+        keeping.set()
+        kept.append(goes_on.wait(20))
+        return False
+
+    async with Rogue(world, [GOOD]).link() as link:
+        asking = asyncio.create_task(fetch(link, partial(), keep))
+        await until(keeping.is_set)
+        for _ in range(3):
+            asking.cancel()
+            for _ in range(10):
+                await asyncio.sleep(0)
+        assert not asking.done()
+        goes_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        assert kept == [True]
+
+
 async def _trickle(reader, writer):
     """Never stand still, and never come to an end: a byte now and then."""
     await reader.readuntil(b"\r\n\r\n")

@@ -246,8 +246,20 @@ async def _watched(work: "asyncio.Future[Refused | None]", line: Line) -> Refuse
     finally:
         if not work.done():
             line.cut()
+            await _ended(work)
+
+
+async def _ended(work: "asyncio.Future[Refused | None]") -> None:
+    """Wait for a thread's end, however often who waits is cancelled meanwhile."""
+    cancelled: asyncio.CancelledError | None = None
+    while not work.done():
+        try:
             await asyncio.wait([work])
-            work.exception()  # nobody else looks at it
+        except asyncio.CancelledError as error:
+            cancelled = error
+    work.exception()  # nobody else looks at it
+    if cancelled is not None:
+        raise cancelled
 
 
 def _query(ground: Ground) -> str:
