@@ -21,6 +21,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from node.exchange.pages import page_buffer
 from node.exchange.store.blobs import open_folder
 from node.exchange.store.catalog import open_catalog
 from node.exchange.store.index import InstanceFacts, InstanceSource, file_source
@@ -169,7 +170,7 @@ def _source(number: int, path: Path, is_checked: bool) -> InstanceSource:
 
 def _reference(files: list[Path]) -> float:
     cipher, nonce = AESGCM(os.urandom(32)), os.urandom(12)
-    buffer, out = memoryview(bytearray(CHUNK_BYTES)), bytearray(CHUNK_BYTES + TAG_BYTES)
+    buffer, out = memoryview(page_buffer(CHUNK_BYTES)), page_buffer(CHUNK_BYTES + TAG_BYTES)
     size, began = 0, time.perf_counter()
     for path in files:
         with open(path, "rb", buffering=0) as stream:
@@ -185,7 +186,8 @@ def _durable(place: Path, size: int, number: int) -> float:
     """What the disk takes from one thread, file by file and synced, with nothing else to do."""
     folder = place / f"disk{number}"
     folder.mkdir()
-    data = os.urandom(CHUNK_BYTES)
+    data = memoryview(page_buffer(CHUNK_BYTES))
+    data[:] = os.urandom(CHUNK_BYTES)
     count = size // CHUNK_BYTES
     began = time.perf_counter()
     for at in range(count):

@@ -3,6 +3,7 @@
 import hashlib
 import random
 import secrets
+import threading
 from io import BytesIO
 from pathlib import Path
 
@@ -77,21 +78,29 @@ class Dying(BlobStore):
 
     def __init__(self, inner: BlobStore) -> None:
         self.inner, self.left, self.moment = inner, None, "before"
+        self._lock = threading.Lock()  # one change at a time, and none after the last
 
     def __str__(self) -> str:
         return "dying"
 
     def _change(self, act, name: str, *data):
-        if self.left is None:
-            return act(name, *data)
-        self.left -= 1
-        if self.left > 0:
-            return act(name, *data)
-        if self.moment == "torn" and data:
-            act(name, bytes(data[0])[: len(data[0]) // 2])
-        elif self.moment == "after":
-            act(name, *data)
-        raise PowerLoss
+        with self._lock:
+            if self.left is None:
+                return act(name, *data)
+            self.left -= 1
+            if self.left > 0:
+                return act(name, *data)
+            if self.left < 0:
+                raise PowerLoss
+            if self.moment == "torn" and data:
+                act(name, bytes(data[0])[: len(data[0]) // 2])
+            elif self.moment == "after":
+                act(name, *data)
+            raise PowerLoss
+
+    @property
+    def writers(self):
+        return self.inner.writers
 
     def create(self, name, data):
         return self._change(self.inner.create, name, data)

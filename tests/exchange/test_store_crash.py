@@ -46,7 +46,7 @@ def wreck(store) -> None:
 @pytest.mark.parametrize("step", range(1, 8))
 def test_a_put_that_dies_anywhere_is_done_again(tmp_path, step, moment, monkeypatch):
     blobs = Dying(open_folder(tmp_path / "blobs"))
-    store = new_store(tmp_path, blobs, workers=1)
+    store = new_store(tmp_path, blobs)
     store.put(OTHER, 1, sources(study()))
     monkeypatch.setattr(type(store), "_remove_unowned", lambda *_: None)
     blobs.left, blobs.moment = step, moment

@@ -65,6 +65,11 @@ class BlobStore:
     def __str__(self) -> str:
         return self._text
 
+    @property
+    def writers(self) -> int:
+        """How many blobs to write at once: two keep a disk busy, a service is far away."""
+        return 4 if self._folder is None else 2
+
     def create(self, name: str, data: Data) -> bool:
         """Write a new blob; False if there is one of that name, which stays as it is."""
         with self._translated(name):

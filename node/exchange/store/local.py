@@ -1,7 +1,7 @@
 """Writing files of a local folder: once, whole, durable, and past the page cache.
 
 A store writes what it will not read soon. With O_DIRECT (Linux) the bytes go to the disk from the
-caller's whole pages, or an aligned buffer of the thread, which spares a copy and leaves the cache
+caller's whole pages, or from such a buffer of the thread, which spares a copy and leaves the cache
 to those who read; a file system without it gets ordinary writes.
 """
 
@@ -16,6 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
+from node.exchange.pages import page_buffer
+
 Data: TypeAlias = bytes | bytearray | memoryview
 
 STAGING = "#"  # stands, with digits after it, in the name of a file that is not finished
@@ -26,19 +28,13 @@ _NOT_DIRECT = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 
 
 class _Scratch(threading.local):
-    """One aligned buffer a thread."""
+    """One buffer of whole pages a thread."""
 
     def __init__(self) -> None:
-        self.buffer = mmap.mmap(-1, _SCRATCH_BYTES)
+        self.buffer = page_buffer(_SCRATCH_BYTES)
 
 
 _scratch = _Scratch()
-
-
-def thread_buffer() -> mmap.mmap:
-    """Return the calling thread's buffer, of 4 MiB: what is written from its start needs
-    no copy. Its content lasts until the thread asks again."""
-    return _scratch.buffer
 
 
 def create_file(path: Path, data: Data) -> bool:

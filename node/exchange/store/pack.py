@@ -1,24 +1,33 @@
-"""Cutting instances into chunks of one size, several at work at once, in bounded memory.
+"""Cutting instances into chunks of one size: three stages side by side, in bounded memory.
 
-The caller's thread reads; one thread compares every instance with F, in order; workers compress,
-seal and write. There are never more than `workers` + 2 buffers of `CHUNK_BYTES`, however large a
-study is. Comparing costs as much as all the rest, so it has a thread, not a part of another's.
+    the caller's thread    reads, and compares every instance with F
+    sealers                compress, seal and name the chunks
+    writers                give them to the disk
+
+Hashing twice costs as much as all the rest, and a disk wants to be asked for the next before it is
+done with the last: so the first hash, the second and the disk each have threads of their own, and
+between them lie filled buffers, a few of them, however large a study is.
 """
 
 import hashlib
 import hmac
+import mmap
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import NamedTuple, TypeAlias
 
 from consensus.errors import require
+from node.exchange.pages import page_buffer
 from node.exchange.store.errors import FileChanged
 from node.exchange.store.index import ChunkEntry, IndexedInstance, InstanceSource
-from node.exchange.store.sealing import CHUNK_BYTES
+from node.exchange.store.sealing import CHUNK_BYTES, STORED_BYTES_MAX
 
-# (position, plaintext, whether it is the last) -> the chunk, durable. Called by workers.
-Write: TypeAlias = Callable[[int, memoryview, bool], ChunkEntry]
+# (position, plaintext, whether it is the last, a buffer) -> the chunk, and its bytes in the buffer.
+Seal: TypeAlias = Callable[[int, memoryview, bool, mmap.mmap], tuple[ChunkEntry, memoryview]]
+# The chunk is durable on return. Both are called in threads.
+Keep: TypeAlias = Callable[[ChunkEntry, memoryview], None]
 
 
 class Packed(NamedTuple):
@@ -28,17 +37,82 @@ class Packed(NamedTuple):
     chunks: list[ChunkEntry]
 
 
-def pack_instances(sources: Iterable[InstanceSource], write: Write, workers: int) -> Packed:
-    """Return where each instance was put. Raises `FileChanged` and what `write` and files raise."""
-    pool = ThreadPoolExecutor(workers, "store-pack")
-    checking = ThreadPoolExecutor(1, "store-check")
-    try:
-        cutter = _Cutter(pool, checking, write, workers + 1)
+def pack_instances(
+    sources: Iterable[InstanceSource], seal: Seal, keep: Keep, *, sealers: int, writers: int
+) -> Packed:
+    """Return where each instance was put.
+
+    Raises `FileChanged` and what `seal`, `keep` and files raise; no thread is at work then.
+    """
+    with _Stages(seal, keep, sealers, writers) as stages:
+        cutter = _Cutter(stages)
         instances = [_pack(number, source, cutter) for number, source in enumerate(sources, 1)]
         return Packed(instances, cutter.finish())
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        checking.shutdown(wait=True, cancel_futures=True)
+
+
+class _Stages:
+    """Sealers and writers, and the buffers between them and the caller."""
+
+    def __init__(self, seal: Seal, keep: Keep, sealers: int, writers: int) -> None:
+        self._seal, self._keep = seal, keep
+        self._sealing = ThreadPoolExecutor(sealers, "store-seal")
+        self._writing = ThreadPoolExecutor(writers, "store-write")
+        self._plain: SimpleQueue[mmap.mmap] = SimpleQueue()
+        self._sealed: SimpleQueue[mmap.mmap] = SimpleQueue()
+        for _ in range(sealers + 2):
+            self._plain.put(page_buffer(CHUNK_BYTES))
+        for _ in range(writers + 2):
+            self._sealed.put(page_buffer(STORED_BYTES_MAX))
+        self._at_work: deque[Future[tuple[ChunkEntry, Future[None]]]] = deque()
+        self._chunks: list[ChunkEntry] = []
+
+    def __enter__(self) -> "_Stages":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # In this order: sealers wait for what writers free.
+        self._sealing.shutdown(wait=True, cancel_futures=True)
+        self._writing.shutdown(wait=True, cancel_futures=True)
+
+    def buffer(self) -> mmap.mmap:
+        """Return an empty buffer. Raises what went wrong with an earlier chunk."""
+        while self._at_work and self._at_work[0].done() and self._at_work[0].result()[1].done():
+            self._collect()
+        return self._plain.get()
+
+    def send(self, position: int, buffer: mmap.mmap, filled: int, *, final: bool) -> None:
+        """Let a chunk be sealed and written."""
+        self._at_work.append(self._sealing.submit(self._pass_on, position, buffer, filled, final))
+
+    def finish(self) -> list[ChunkEntry]:
+        """Wait for the last; return all chunks in order."""
+        while self._at_work:
+            self._collect()
+        return self._chunks
+
+    def _collect(self) -> None:
+        entry, written = self._at_work.popleft().result()
+        written.result()
+        self._chunks.append(entry)
+
+    def _pass_on(
+        self, position: int, buffer: mmap.mmap, filled: int, final: bool
+    ) -> tuple[ChunkEntry, Future[None]]:
+        room = self._sealed.get()
+        try:
+            entry, data = self._seal(position, memoryview(buffer)[:filled], final, room)
+        except BaseException:
+            self._sealed.put(room)
+            raise
+        finally:
+            self._plain.put(buffer)
+        return entry, self._writing.submit(self._write, entry, data, room)
+
+    def _write(self, entry: ChunkEntry, data: memoryview, room: mmap.mmap) -> None:
+        try:
+            self._keep(entry, data)
+        finally:
+            self._sealed.put(room)
 
 
 class _Check:
@@ -54,25 +128,12 @@ class _Check:
             raise FileChanged(f"instance {self._number} is not what was registered")
 
 
-class _Piece(NamedTuple):
-    """What part of a buffer belongs to an instance that is to be compared."""
-
-    check: _Check
-    start: int
-    stop: int
-    is_last: bool
-
-
 class _Cutter:
-    """The buffer being filled, and those at work."""
+    """The buffer being filled."""
 
-    def __init__(self, pool: Executor, checking: Executor, write: Write, at_work_max: int) -> None:
-        self._pool, self._checking, self._write = pool, checking, write
-        self._at_work_max = at_work_max
-        self._at_work: deque[tuple[Future[ChunkEntry], Future[None] | None, bytearray]] = deque()
-        self._chunks: list[ChunkEntry] = []
-        self._pieces: list[_Piece] = []
-        self._buffer, self._filled, self.position = bytearray(CHUNK_BYTES), 0, 0
+    def __init__(self, stages: _Stages) -> None:
+        self._stages = stages
+        self._buffer, self._filled, self.position = stages.buffer(), 0, 0
 
     @property
     def offset(self) -> int:
@@ -84,43 +145,22 @@ class _Cutter:
         # A full buffer waits until more comes, since the last chunk is marked as the last.
         if self._filled == CHUNK_BYTES:
             self._send(final=False)
+            self._buffer = self._stages.buffer()
         return memoryview(self._buffer)[self._filled :]
 
-    def filled(self, count: int, check: _Check | None, *, is_last: bool) -> None:
-        """Note that `count` bytes of the room are of an instance now, its last ones or not."""
-        start = self._filled
+    def filled(self, count: int) -> None:
+        """Note that `count` bytes of the room are filled."""
         self._filled += count
-        if check is not None:
-            self._pieces.append(_Piece(check, start, self._filled, is_last))
 
     def finish(self) -> list[ChunkEntry]:
         """Write the rest; return all chunks in order."""
         if self._filled:
             self._send(final=True)
-        while self._at_work:
-            self._collect()
-        return self._chunks
+        return self._stages.finish()
 
     def _send(self, *, final: bool) -> None:
-        plain = memoryview(self._buffer)[: self._filled]
-        checked = self._checking.submit(_compare, plain, self._pieces) if self._pieces else None
-        job = self._pool.submit(self._write, self.position, plain, final)
-        self._at_work.append((job, checked, self._buffer))
-        self.position, self._filled, self._pieces = self.position + 1, 0, []
-        full = len(self._at_work) >= self._at_work_max
-        self._buffer = self._collect() if full else bytearray(CHUNK_BYTES)
-
-    def _collect(self) -> bytearray:
-        job, checked, buffer = self._at_work.popleft()
-        self._chunks.append(job.result())
-        if checked is not None:
-            checked.result()
-        return buffer
-
-
-def _compare(plain: memoryview, pieces: Iterable[_Piece]) -> None:
-    for piece in pieces:
-        piece.check.update(plain[piece.start : piece.stop], is_last=piece.is_last)
+        self._stages.send(self.position, self._buffer, self._filled, final=final)
+        self.position, self._filled = self.position + 1, 0
 
 
 def _pack(number: int, source: InstanceSource, cutter: _Cutter) -> IndexedInstance:
@@ -136,7 +176,9 @@ def _pack(number: int, source: InstanceSource, cutter: _Cutter) -> IndexedInstan
             if not count:
                 raise FileChanged(f"instance {number} is shorter than it was registered")
             left -= count
-            cutter.filled(count, check, is_last=not left)
+            cutter.filled(count)
+            if check is not None:
+                check.update(view[:count], is_last=not left)
         if stream.read(1):
             raise FileChanged(f"instance {number} is longer than it was registered")
     return place

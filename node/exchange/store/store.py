@@ -12,7 +12,9 @@ and a store by several processes.
 import hashlib
 import hmac
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from mmap import mmap
 from typing import Any
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -48,10 +50,9 @@ from node.exchange.store.index import (
     decode_index,
     encode_index,
 )
-from node.exchange.store.local import thread_buffer
 from node.exchange.store.master import MasterSource
 from node.exchange.store.migrate import Migration, migrate
-from node.exchange.store.pack import pack_instances
+from node.exchange.store.pack import Keep, Seal, pack_instances
 from node.exchange.store.records import Erasure, StoredStudy, Usage, stored
 from node.exchange.store.reuse import merge, split
 from node.exchange.store.rounds import SlowScrub
@@ -59,7 +60,7 @@ from node.exchange.store.rows import ChunkRow, State, VersionRow
 from node.exchange.store.scrub import ORPHAN_AGE_MS, Finding, Progress, Scrubbed, last_scrub, scrub
 from node.exchange.store.sealing import new_key, open_chunk, open_index, seal_chunk, seal_index
 
-WORKERS = 4  # half of them wait for the disk
+PROCESSORS = os.cpu_count() or 1
 _PLAIN_CHUNKS_CACHED = 4  # of 4 MiB: several small instances share one
 _INSTANCES_CACHED = 20_000  # of all cached indexes together
 
@@ -76,12 +77,12 @@ class StudyStore:
         *,
         quota_bytes: int | None = None,
         compression: str = "fast",
-        workers: int = WORKERS,
     ) -> None:
         """Attach `blobs` to `catalog`. Raises `StoreError` if they are of different stores."""
         self._blobs, self._catalog = blobs, catalog
         self._quota_bytes, self._level = quota_bytes, LEVELS[compression]
-        self._workers = workers
+        # Sealing what is not compressed keeps one processor as busy as reading and comparing it.
+        self._sealers = max(1, PROCESSORS - (self._level is None))
         self._plain: Cache[bytes, bytes] = Cache(_PLAIN_CHUNKS_CACHED, lambda _: 1)
         self._indexes: Cache[tuple[bytes, int], StudyIndex] = Cache(
             _INSTANCES_CACHED, lambda index: len(index.instances)
@@ -128,35 +129,43 @@ class StudyStore:
         previous = self._version_before(study_id, version)
         missing = self._catalog.missing(study_id)
         kept, fresh = split(sources, previous, missing)
-        write = self._writer(AESGCM(key), study_id, version, written)
-        packed = pack_instances(fresh, write, self._workers)
+        seal = self._sealer(AESGCM(key), study_id, version)
+        packed = pack_instances(
+            fresh,
+            seal,
+            self._writer(written),
+            sealers=self._sealers,
+            writers=self._blobs.writers,
+        )
         index = merge(study_id, version, sources, previous, kept, packed)
         sealed = seal_index(key, study_id, version, encode_index(index))
         self._add_version(key, index, sealed, present=True)
         reused = sum(source.facts.size for source in sources) - sum(s.facts.size for s in fresh)
         return stored(index, hashlib.sha256(sealed).digest(), reused)
 
-    def _writer(
-        self, cipher: AESGCM, study_id: bytes, version: int, written: list[ChunkEntry]
-    ) -> Callable[[int, memoryview, bool], ChunkEntry]:
+    def _sealer(self, cipher: AESGCM, study_id: bytes, version: int) -> Seal:
+        def seal(
+            position: int, plain: memoryview, final: bool, room: mmap
+        ) -> tuple[ChunkEntry, memoryview]:
+            entry = ChunkEntry(b"", 0, len(plain), version, position, final)
+            sealed = seal_chunk(cipher, entry.place(study_id), plain, self._level, room)
+            digest = hashlib.sha256(sealed).digest()
+            return ChunkEntry(digest, len(sealed), len(plain), version, position, final), sealed
+
+        return seal
+
+    def _writer(self, written: list[ChunkEntry]) -> Keep:
         quota = self._quota_bytes
         used = self._catalog.stored_bytes() if quota is not None else 0
 
-        def write(position: int, plain: memoryview, final: bool) -> ChunkEntry:
+        def write(entry: ChunkEntry, sealed: memoryview) -> None:
             nonlocal used
-            size = len(plain)
-            entry = ChunkEntry(b"", 0, size, version, position, final)
-            place = entry.place(study_id)
-            sealed = seal_chunk(cipher, place, plain, self._level, thread_buffer())
-            digest = hashlib.sha256(sealed).digest()
-            entry = ChunkEntry(digest, len(sealed), size, version, position, final)
             written.append(entry)  # before it is written, so that no failure leaves it behind
             used += len(sealed)
             # To fill no disk on the way; the transaction at the end decides.
             if quota is not None and used > quota:
                 raise QuotaExceeded(f"the quota of {quota} bytes would be exceeded")
-            write_chunk(self._blobs, digest, sealed)
-            return entry
+            write_chunk(self._blobs, entry.digest, sealed)
 
         return write
 

@@ -13,7 +13,6 @@ this request; one that fails is tried again for a while, later each time; one th
 import asyncio
 import functools
 import logging
-import mmap
 import threading
 from collections import deque
 from collections.abc import Callable, Container, Coroutine, Iterable, Sequence
@@ -21,6 +20,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+from node.exchange.pages import page_buffer
 from node.exchange.transfer.errors import (
     InvalidOffer,
     InvalidRecord,
@@ -279,9 +279,7 @@ class _Run:
         }
 
     async def _work(self, largest: int) -> None:
-        # Whole pages of its own, so that a sink may hand it to the disk as it is; not shared ones,
-        # of which the system makes each singly.
-        buffer = memoryview(mmap.mmap(-1, largest, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        buffer = memoryview(page_buffer(largest))  # a sink may hand it to the disk as it is
         while (chunk := self._next()) is not None:
             if not await self._carry(Partial(chunk, buffer)):
                 self._given_up += 1
