@@ -60,7 +60,7 @@ from node.exchange.store.rows import ChunkRow, State, VersionRow
 from node.exchange.store.scrub import ORPHAN_AGE_MS, Finding, Progress, Scrubbed, last_scrub, scrub
 from node.exchange.store.sealing import new_key, open_chunk, open_index, seal_chunk, seal_index
 
-PROCESSORS = os.cpu_count() or 1
+SEALERS_MAX = 4  # each has 4 MiB of buffers
 _PLAIN_CHUNKS_CACHED = 4  # of 4 MiB: several small instances share one
 _INSTANCES_CACHED = 20_000  # of all cached indexes together
 
@@ -81,8 +81,9 @@ class StudyStore:
         """Attach `blobs` to `catalog`. Raises `StoreError` if they are of different stores."""
         self._blobs, self._catalog = blobs, catalog
         self._quota_bytes, self._level = quota_bytes, LEVELS[compression]
-        # Sealing what is not compressed keeps one processor as busy as reading and comparing it.
-        self._sealers = max(1, PROCESSORS - (self._level is None))
+        # What is not compressed is sealed as fast as it is read and compared: by one thread less.
+        processors = (os.cpu_count() or 1) - (self._level is None)
+        self._sealers = max(1, min(processors, SEALERS_MAX))
         self._plain: Cache[bytes, bytes] = Cache(_PLAIN_CHUNKS_CACHED, lambda _: 1)
         self._indexes: Cache[tuple[bytes, int], StudyIndex] = Cache(
             _INSTANCES_CACHED, lambda index: len(index.instances)
