@@ -257,7 +257,11 @@ def _show(report: dict[str, Any]) -> None:
                 f"received in {taken['received_s']} s, final and stored "
                 f"{taken['final_and_stored_s']} s later, at most {taken['peak_mib']} MiB",
             ),
-            ("p99 beside ingest", f"{taken['beside']['p99_ratio']} of that without"),
+            (
+                "p99 beside ingest",
+                f"{taken['beside']['p99_ratio']} of that without; with all on the same "
+                f"processors {taken['crowded']['p99_ratio']}",
+            ),
         ]
     for name, value in lines:
         console.print(f"[bold]{name:>26}[/bold]  {value}", highlight=False)

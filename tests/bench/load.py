@@ -1,6 +1,7 @@
 """A load generator: members of every institution that submit to their own node and wait."""
 
 import asyncio
+import random
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -147,6 +148,31 @@ class Load:
 
         await asyncio.gather(*(run(index) for index in range(clients)))
         result.seconds = seconds
+        return result
+
+    async def poisson(self, rate: float, seconds: float, chance: random.Random) -> Result:
+        """Submit `rate` registrations a second, at random times, to the nodes in turn.
+
+        Whoever is late does not hold up the next: a latency counts from when its turn was.
+        """
+        self.height = (await self.clients[0].head()).height
+        result = Result(0, seconds)
+
+        async def run(node: int, due: float) -> None:
+            transaction_id, raw = self.sign(node, (registration(),))
+            done = await self.clients[node].submit(raw, wait="final")
+            if done.code != "ok":
+                raise RuntimeError(f"a transaction of the load failed: {done.code}")
+            result.ids.append(transaction_id)
+            result.latencies_s.append(time.perf_counter() - due)
+            result.bytes += len(raw)
+
+        due = time.perf_counter()
+        async with asyncio.TaskGroup() as group:
+            for number in range(int(rate * seconds)):
+                due += chance.expovariate(rate)
+                await asyncio.sleep(max(0.0, due - time.perf_counter()))
+                group.create_task(run(number % self._voters, due))
         return result
 
 
