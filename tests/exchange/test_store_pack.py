@@ -114,7 +114,6 @@ def test_whoever_fails_gives_its_buffers_back(stage):
     thread.start()
     thread.join(20)
     assert raised
-    assert sum(reading) < 100 * CHUNK
 
 
 def test_a_slow_disk_holds_up_reading_when_the_buffers_are_full():

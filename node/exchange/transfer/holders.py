@@ -246,7 +246,7 @@ async def _watched(work: "asyncio.Future[Refused | None]", line: Line) -> Refuse
     finally:
         if not work.done():
             line.cut()
-            await _ended(work)
+        await _ended(work)
 
 
 async def _ended(work: "asyncio.Future[Refused | None]") -> None:
@@ -257,7 +257,8 @@ async def _ended(work: "asyncio.Future[Refused | None]") -> None:
             await asyncio.wait([work])
         except asyncio.CancelledError as error:
             cancelled = error
-    work.exception()  # nobody else looks at it
+    if not work.cancelled():
+        work.exception()  # it may be that nobody else looks at it
     if cancelled is not None:
         raise cancelled
 
