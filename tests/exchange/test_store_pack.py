@@ -47,6 +47,24 @@ class Disk:
         self.kept[entry.position] = bytes(data[: entry.stored_bytes])
 
 
+class Counted:
+    """A source of so many chunks that tells when `mark` of them were asked for."""
+
+    def __init__(self, chunks, mark):
+        self.is_marked, self.chunks_read = threading.Event(), 0
+        data, counted, asked = noise(chunks * CHUNK), self, []
+
+        class Stream(BytesIO):
+            def readinto(self, buffer):
+                asked.append(len(buffer))
+                counted.chunks_read = sum(asked) // CHUNK
+                if counted.chunks_read >= mark:
+                    counted.is_marked.set()
+                return super().readinto(buffer)
+
+        self.source = replace(source(1, data), open=lambda: Stream(data))
+
+
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
     monkeypatch.setattr(pack, "CHUNK_BYTES", CHUNK)
@@ -87,55 +105,36 @@ def test_what_fails_in_a_stage_is_raised_and_no_thread_goes_on(stage, fails_at):
 def test_whoever_fails_gives_its_buffers_back(stage):
     """Else the others wait for them for ever: every buffer is filled before the first fails."""
     sealers = WRITERS + 4  # more than there are buffers for what is sealed
-    disk, is_waiting, reading = Disk(), threading.Event(), []
-
-    class Counted(BytesIO):
-        def readinto(self, buffer):
-            reading.append(len(buffer))
-            if sum(reading) >= (sealers + 2) * CHUNK:
-                is_waiting.set()
-            return super().readinto(buffer)
+    disk, counted, raised = Disk(), Counted(500, mark=sealers + 2), []
 
     def fail(*_):
-        assert is_waiting.wait(20)
+        assert counted.is_marked.wait(20)
         raise Boom
-
-    data = noise(500 * CHUNK)
-    given = replace(source(1, data), open=lambda: Counted(data))
-    setattr(disk, stage, fail)
-    raised = []
 
     def packing():
         with pytest.raises(Boom) as failure:
-            pack_with(disk, [given], sealers)
+            pack_with(disk, [counted.source], sealers)
         raised.append(failure)
 
+    setattr(disk, stage, fail)
     thread = threading.Thread(target=packing, daemon=True)
     thread.start()
     thread.join(20)
     assert raised
+    assert counted.chunks_read <= (sealers + 2) + (WRITERS + 2) + 1  # all buffers, once more
 
 
 def test_a_slow_disk_holds_up_reading_when_the_buffers_are_full():
     room = (SEALERS + 2) + (WRITERS + 2)  # chunks
-    disk, is_full, most, reading = Disk(), threading.Event(), [], []
-
-    class Counted(BytesIO):
-        def readinto(self, buffer):
-            reading.append(len(buffer))
-            if sum(reading) >= room * CHUNK:
-                is_full.set()
-            return super().readinto(buffer)
+    disk, counted, most = Disk(), Counted(200, mark=room), []
 
     def keep(entry, data):
-        assert is_full.wait(20)
-        most.append(sum(reading) // CHUNK - len(disk.kept))
+        assert counted.is_marked.wait(20)
+        most.append(counted.chunks_read - len(disk.kept))
         Disk.keep(disk, entry, data)
 
-    data = noise(200 * CHUNK)
-    counted = replace(source(1, data), open=lambda: Counted(data))
     disk.keep = keep
-    pack_with(disk, [counted])
+    pack_with(disk, [counted.source])
     assert len(disk.kept) == 200
     assert max(most) == room
 

@@ -12,17 +12,18 @@ between them lie filled buffers, a few of them, however large a study is.
 import hashlib
 import hmac
 import mmap
-from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import NamedTuple, TypeAlias
+
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from consensus.errors import require
 from node.exchange.pages import page_buffer
 from node.exchange.store.errors import FileChanged
 from node.exchange.store.index import ChunkEntry, IndexedInstance, InstanceSource
-from node.exchange.store.sealing import CHUNK_BYTES, STORED_BYTES_MAX
+from node.exchange.store.sealing import CHUNK_BYTES, STORED_BYTES_MAX, Place, seal_chunk
 
 # (position, plaintext, whether it is the last, a buffer) -> the chunk, and its bytes in the buffer.
 Seal: TypeAlias = Callable[[int, memoryview, bool, mmap.mmap], tuple[ChunkEntry, memoryview]]
@@ -50,6 +51,20 @@ def pack_instances(
         return Packed(instances, cutter.finish())
 
 
+def sealer(cipher: AESGCM, study_id: bytes, version: int, level: int | None) -> Seal:
+    """Return what seals chunks of a study's version, compressed at `level` where it pays."""
+
+    def seal(
+        position: int, plain: memoryview, final: bool, room: mmap.mmap
+    ) -> tuple[ChunkEntry, memoryview]:
+        place = Place(study_id, version, position, final)
+        sealed = seal_chunk(cipher, place, plain, level, room)
+        digest = hashlib.sha256(sealed).digest()
+        return ChunkEntry(digest, len(sealed), len(plain), version, position, final), sealed
+
+    return seal
+
+
 class _Stages:
     """Sealers and writers, and the buffers between them and the caller."""
 
@@ -63,69 +78,59 @@ class _Stages:
             self._plain.put(page_buffer(CHUNK_BYTES))
         for _ in range(writers + 2):
             self._sealed.put(page_buffer(STORED_BYTES_MAX))
-        self._at_work: deque[Future[tuple[ChunkEntry, Future[None]]]] = deque()
         self._chunks: list[ChunkEntry] = []
+        self._failure: BaseException | None = None  # the first; threads set it
 
     def __enter__(self) -> "_Stages":
         return self
 
     def __exit__(self, *_: object) -> None:
-        # In this order: sealers wait for what writers free.
-        self._sealing.shutdown(wait=True, cancel_futures=True)
-        self._writing.shutdown(wait=True, cancel_futures=True)
+        self._end(cancel=True)
 
     def buffer(self) -> mmap.mmap:
         """Return an empty buffer. Raises what went wrong with an earlier chunk."""
-        while self._at_work and self._at_work[0].done() and self._at_work[0].result()[1].done():
-            self._collect()
+        self._raise_failure()
         return self._plain.get()
 
     def send(self, position: int, buffer: mmap.mmap, filled: int, *, final: bool) -> None:
         """Let a chunk be sealed and written."""
-        self._at_work.append(self._sealing.submit(self._pass_on, position, buffer, filled, final))
+        self._sealing.submit(self._pass_on, position, buffer, filled, final)
 
     def finish(self) -> list[ChunkEntry]:
         """Wait for the last; return all chunks in order."""
-        while self._at_work:
-            self._collect()
-        return self._chunks
+        self._end(cancel=False)
+        self._raise_failure()
+        return sorted(self._chunks, key=lambda entry: entry.position)
 
-    def _collect(self) -> None:
-        entry, written = self._at_work.popleft().result()
-        written.result()
-        self._chunks.append(entry)
+    def _end(self, *, cancel: bool) -> None:
+        # In this order: sealers wait for what writers free, and hand on to them.
+        self._sealing.shutdown(wait=True, cancel_futures=cancel)
+        self._writing.shutdown(wait=True, cancel_futures=cancel)
 
-    def _pass_on(
-        self, position: int, buffer: mmap.mmap, filled: int, final: bool
-    ) -> tuple[ChunkEntry, Future[None]]:
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _pass_on(self, position: int, buffer: mmap.mmap, filled: int, final: bool) -> None:
         room = self._sealed.get()
         try:
             entry, data = self._seal(position, memoryview(buffer)[:filled], final, room)
-        except BaseException:
+        except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
+            self._failure = self._failure or error  # before the caller gets the buffer
             self._sealed.put(room)
-            raise
+        else:
+            self._writing.submit(self._write, entry, data, room)
         finally:
             self._plain.put(buffer)
-        return entry, self._writing.submit(self._write, entry, data, room)
 
     def _write(self, entry: ChunkEntry, data: memoryview, room: mmap.mmap) -> None:
         try:
             self._keep(entry, data)
+            self._chunks.append(entry)
+        except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
+            self._failure = self._failure or error
         finally:
             self._sealed.put(room)
-
-
-class _Check:
-    """Compares an instance with F as its pieces come."""
-
-    def __init__(self, number: int, digest: bytes) -> None:
-        self._number, self._digest = number, digest
-        self._running = hashlib.sha256()
-
-    def update(self, piece: memoryview, *, is_last: bool) -> None:
-        self._running.update(piece)
-        if is_last and not hmac.compare_digest(self._running.digest(), self._digest):
-            raise FileChanged(f"instance {self._number} is not what was registered")
 
 
 class _Cutter:
@@ -166,7 +171,7 @@ class _Cutter:
 def _pack(number: int, source: InstanceSource, cutter: _Cutter) -> IndexedInstance:
     facts, left = source.facts, source.facts.size
     require(left > 0, "an instance has at least one byte")
-    check = None if source.is_checked else _Check(number, facts.digest)
+    running = None if source.is_checked else hashlib.sha256()
     cutter.room()  # so that an instance never begins at the end of a full chunk
     place = IndexedInstance(facts, cutter.position, cutter.offset)
     with source.open() as stream:
@@ -177,8 +182,10 @@ def _pack(number: int, source: InstanceSource, cutter: _Cutter) -> IndexedInstan
                 raise FileChanged(f"instance {number} is shorter than it was registered")
             left -= count
             cutter.filled(count)
-            if check is not None:
-                check.update(view[:count], is_last=not left)
+            if running is not None:
+                running.update(view[:count])
+        if running is not None and not hmac.compare_digest(running.digest(), facts.digest):
+            raise FileChanged(f"instance {number} is not what was registered")
         if stream.read(1):
             raise FileChanged(f"instance {number} is longer than it was registered")
     return place

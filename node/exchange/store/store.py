@@ -14,7 +14,6 @@ import hmac
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from mmap import mmap
 from typing import Any
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -52,13 +51,13 @@ from node.exchange.store.index import (
 )
 from node.exchange.store.master import MasterSource
 from node.exchange.store.migrate import Migration, migrate
-from node.exchange.store.pack import Keep, Seal, pack_instances
+from node.exchange.store.pack import Keep, pack_instances, sealer
 from node.exchange.store.records import Erasure, StoredStudy, Usage, stored
 from node.exchange.store.reuse import merge, split
 from node.exchange.store.rounds import SlowScrub
 from node.exchange.store.rows import ChunkRow, State, VersionRow
 from node.exchange.store.scrub import ORPHAN_AGE_MS, Finding, Progress, Scrubbed, last_scrub, scrub
-from node.exchange.store.sealing import new_key, open_chunk, open_index, seal_chunk, seal_index
+from node.exchange.store.sealing import new_key, open_chunk, open_index, seal_index
 
 SEALERS_MAX = 4  # each has 4 MiB of buffers
 _PLAIN_CHUNKS_CACHED = 4  # of 4 MiB: several small instances share one
@@ -130,7 +129,7 @@ class StudyStore:
         previous = self._version_before(study_id, version)
         missing = self._catalog.missing(study_id)
         kept, fresh = split(sources, previous, missing)
-        seal = self._sealer(AESGCM(key), study_id, version)
+        seal = sealer(AESGCM(key), study_id, version, self._level)
         packed = pack_instances(
             fresh,
             seal,
@@ -143,17 +142,6 @@ class StudyStore:
         self._add_version(key, index, sealed, present=True)
         reused = sum(source.facts.size for source in sources) - sum(s.facts.size for s in fresh)
         return stored(index, hashlib.sha256(sealed).digest(), reused)
-
-    def _sealer(self, cipher: AESGCM, study_id: bytes, version: int) -> Seal:
-        def seal(
-            position: int, plain: memoryview, final: bool, room: mmap
-        ) -> tuple[ChunkEntry, memoryview]:
-            entry = ChunkEntry(b"", 0, len(plain), version, position, final)
-            sealed = seal_chunk(cipher, entry.place(study_id), plain, self._level, room)
-            digest = hashlib.sha256(sealed).digest()
-            return ChunkEntry(digest, len(sealed), len(plain), version, position, final), sealed
-
-        return seal
 
     def _writer(self, written: list[ChunkEntry]) -> Keep:
         quota = self._quota_bytes
