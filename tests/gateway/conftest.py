@@ -2,6 +2,7 @@
 
 import pytest
 
+from node import keys
 from node.gateway.closing import Rules
 from node.gateway.spool import Quota, Spool
 from node.imaging import vault_keys
@@ -12,7 +13,8 @@ QUOTA = Quota(disk_reserve_bytes=1)
 
 @pytest.fixture(autouse=True)
 def quick_passphrases(monkeypatch):
-    """Argon2id as cheap as it goes."""
+    """Argon2id and scrypt as cheap as they go."""
+    monkeypatch.setattr(keys, "_SCRYPT_N", 2)
     monkeypatch.setattr(vault_keys, "_ITERATIONS", 1)
     monkeypatch.setattr(vault_keys, "_MEMORY_KIB", 64)
 

@@ -11,6 +11,8 @@ from node.exchange.transfer.state import Deliveries
 from node.gateway.exchange import DELIVERIES
 from node.gateway.parting import Wish
 from node.gateway.splitting import Splitting
+from node.imaging.vault import create_vault
+from tests.gateway.test_flow_command import configure
 from tests.imaging import dicom
 
 FORM = bytes(range(32))
@@ -90,3 +92,11 @@ async def cut_off(monkeypatch, hospital, study, place, *, erase=False, **how):
 def submitting(_, cutting):
     """Return the place where the transaction goes to the node."""
     return cutting._acting.client, "submit"
+
+
+def with_command(hospital):
+    """Give a hospital a config and a vault that the command finds; return the config."""
+    config = configure(hospital)
+    path = hospital.config.data_dir.parent / "vault.db"
+    hospital.vault = create_vault(path, hospital.passphrase.decode())
+    return config

@@ -8,7 +8,6 @@ import pydicom
 import pytest
 
 from consensus.wire import pack
-from node import keys
 from node.exchange.federation.ports import Inquiry
 from node.exchange.transfer.holders import HolderRefused, Link
 from node.exchange.transfer.limits import ClientLimits
@@ -23,11 +22,6 @@ from tests.gateway.flow_world import until, world
 
 STUDY, OTHER = b"s" * 16, b"t" * 16
 SOP = b"i" * 32
-
-
-@pytest.fixture(autouse=True)
-def quick_keys(monkeypatch):
-    monkeypatch.setattr(keys, "_SCRYPT_N", 2)
 
 
 @pytest.fixture

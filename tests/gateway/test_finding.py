@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from node import keys
 from node.cli import find as find_command
 from node.config.model import (
     ExchangeConfig,
@@ -53,11 +52,6 @@ READ = (  # what facts are made from
     0x00181030,
 )
 OPEN = FindingSettings(offer=Offer(fields=frozenset(Field)))
-
-
-@pytest.fixture(autouse=True)
-def quick_keys(monkeypatch):
-    monkeypatch.setattr(keys, "_SCRYPT_N", 2)
 
 
 def test_the_config_and_the_code_know_the_same_fields_and_defaults(tmp_path):

@@ -5,7 +5,6 @@ import secrets
 
 import pytest
 
-from node import keys
 from node.exchange.transfer.errors import NotPermitted
 from node.exchange.transfer.ports import Happening
 from node.gateway.custodian import Outcome
@@ -15,11 +14,6 @@ from tests.gateway.flow_world import confirmed, delivered, until, until_async, w
 # Slow enough that a test can act in the middle of a transfer of a few megabytes.
 SLOW = {"peer_rate_bytes_per_s": 1_500_000, "piece_bytes": 64 * 1024}
 LARGE = {"instances": 3, "side": 1_500}  # 13.5 MB in four chunks
-
-
-@pytest.fixture(autouse=True)
-def quick_keys(monkeypatch):
-    monkeypatch.setattr(keys, "_SCRYPT_N", 2)
 
 
 async def test_a_granted_study_arrives_whole_and_the_ledger_tells_the_story(tmp_path):

@@ -7,19 +7,12 @@ import signal
 import sys
 from importlib import import_module
 
-import pytest
 from typer.testing import CliRunner
 
-from node import keys
 from tests.gateway.flow_world import confirmed, delivered, until, world
 
 SLOW = {"peer_rate_bytes_per_s": 4_000_000, "piece_bytes": 64 * 1024}
 LARGE = {"instances": 3, "side": 1_500}  # 13.5 MB in four chunks
-
-
-@pytest.fixture(autouse=True)
-def quick_keys(monkeypatch):
-    monkeypatch.setattr(keys, "_SCRYPT_N", 2)
 
 
 def configure(hospital):

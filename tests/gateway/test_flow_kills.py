@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from node import keys
 from node.exchange import hpke
 from node.exchange.store import pack
 from node.exchange.store.index import file_source
@@ -28,11 +27,6 @@ LARGE = {"instances": 3, "side": 1_500}  # 13.5 MB in four chunks
 
 class Killed(BaseException):
     """As if the process had ended here."""
-
-
-@pytest.fixture(autouse=True)
-def quick_keys(monkeypatch):
-    monkeypatch.setattr(keys, "_SCRYPT_N", 2)
 
 
 def dies_after(monkeypatch, owner, name):

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from node import keys
 from node.exchange import encryption_keys, hpke
 from node.exchange.transfer.errors import LedgerUnavailable, NotPermitted
 from node.exchange.transfer.ports import Custody, Permit
@@ -24,11 +23,6 @@ REQUEST = bytes(range(16))
 VIEW = SimpleNamespace(
     id=REQUEST, study_id=bytes(16), institution="beta", wrapped_digest=None, permitted=True
 )
-
-
-@pytest.fixture(autouse=True)
-def quick_keys(monkeypatch):
-    monkeypatch.setattr(keys, "_SCRYPT_N", 2)
 
 
 class Ledger:

@@ -9,7 +9,6 @@ import pynetdicom
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian
 
-from node import keys
 from node.config.model import (
     DicomPeer,
     ExchangeConfig,
@@ -38,8 +37,7 @@ MAIN, SECOND = "MAIN", "SECOND"
 
 
 @pytest.fixture(autouse=True)
-def quick_keys(monkeypatch):
-    monkeypatch.setattr(keys, "_SCRYPT_N", 2)
+def whole_data_sets(monkeypatch):
     monkeypatch.setattr(pynetdicom._config, "STORE_RECV_CHUNKED_DATASET", False)
 
 

@@ -16,11 +16,9 @@ from node.imaging.media import read_media
 from node.imaging.reader import read_instance
 from tests.exchange.store_parts import new_store
 from tests.gateway.flow_world import confirmed, world
-from tests.gateway.test_flow_command import configure, quick_keys, told
+from tests.gateway.test_flow_command import configure, told
 from tests.gateway.web.test_store_holdings import ONE, source
 from tests.imaging import dicom, vendor
-
-__all__ = ["quick_keys"]  # a fixture
 
 
 def written(tmp_path, paths, name="disc"):

@@ -4,20 +4,12 @@ import asyncio
 import secrets
 from contextlib import asynccontextmanager
 
-import pytest
-
-from node import keys
 from node.exchange.transfer.client import recover
 from node.exchange.transfer.ports import Chunk, Custody, Happening
 from node.gateway.chunks import StoreChunks
 from tests.gateway.flow_world import CLIENT, until, until_async, world
 
 LARGE = {"instances": 2, "side": 1_500}  # 9 MB in three chunks
-
-
-@pytest.fixture(autouse=True)
-def quick_keys(monkeypatch):
-    monkeypatch.setattr(keys, "_SCRYPT_N", 2)
 
 
 def damage(hospital, study):

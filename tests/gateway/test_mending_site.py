@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 
-from node import keys
 from node.config.model import StoreConfig
 from node.gateway import site
 from node.gateway.audit.acts import Act
@@ -24,8 +23,7 @@ TWO_DAYS_MS = 2 * 86_400_000
 
 
 @pytest.fixture(autouse=True)
-def quick_keys(monkeypatch):
-    monkeypatch.setattr(keys, "_SCRYPT_N", 2)
+def quick_mending(monkeypatch):
     quick(monkeypatch)
 
 

@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from node import keys
 from node.exchange.store.blobs import index_name
 from node.exchange.store.errors import StoreError
 from node.gateway.scrubbing import LOOK_S, RATE_BYTES_PER_S, Scrubbing
@@ -15,11 +14,6 @@ from tests.gateway.test_mending import damage, sent, shared, whole
 
 HOUR_MS = 3_600_000
 SMALL = {"instances": 2, "side": 64}
-
-
-@pytest.fixture(autouse=True)
-def quick_keys(monkeypatch):
-    monkeypatch.setattr(keys, "_SCRYPT_N", 2)
 
 
 @asynccontextmanager

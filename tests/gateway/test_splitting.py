@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from node import keys
 from node.exchange.store.errors import Damaged, StudyErased
 from node.exchange.store.sealing import open_chunk
 from node.exchange.transfer.errors import NotPermitted
@@ -20,19 +19,22 @@ from node.gateway.exchange import DELIVERIES
 from node.gateway.keeping import Keeper
 from node.gateway.parting import SplitRefused
 from node.gateway.series import SeriesRefused
-from node.imaging.vault import create_vault
 from node.ledger.transaction import Operation
 from node.studies import register
 from tests.cli.test_documents import documented, section
 from tests.gateway.flow_world import CLIENT, until_async, world
-from tests.gateway.splitting_world import FORM, HEAD, PSYCH, new_study, of_series, split, write
-from tests.gateway.test_flow_command import configure, told
+from tests.gateway.splitting_world import (
+    FORM,
+    HEAD,
+    PSYCH,
+    new_study,
+    of_series,
+    split,
+    with_command,
+    write,
+)
+from tests.gateway.test_flow_command import told
 from tests.privacy.site_world import gateway_of, quick, web
-
-
-@pytest.fixture(autouse=True)
-def quick_keys(monkeypatch):
-    monkeypatch.setattr(keys, "_SCRYPT_N", 2)
 
 
 def part(study, study_id):
@@ -273,9 +275,7 @@ async def test_what_cannot_be_split_is_said(tmp_path):
 async def test_the_command_lists_series_without_uids_and_splits(tmp_path):
     async with world(tmp_path) as all_:
         alpha = all_.alpha
-        config = configure(alpha)
-        with_node = alpha.config.data_dir.parent / "vault.db"
-        alpha.vault = create_vault(with_node, alpha.passphrase.decode())
+        config = with_command(alpha)
         uid, study = await new_study(alpha, tmp_path)
         named = ("split", study.id.hex(), "-c", config)
         listed = await told("study", *named)

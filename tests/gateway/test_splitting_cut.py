@@ -7,10 +7,9 @@ import sys
 
 import pytest
 
-from node import keys
 from node.gateway.parting import SplitRefused, Wish
 from node.gateway.splitting import SplitPending
-from node.imaging.vault import create_vault, open_vault
+from node.imaging.vault import open_vault
 from node.ledger.contracts.consent import RULES_MAX
 from node.ledger.errors import Refused
 from node.ledger.transaction import Operation
@@ -26,14 +25,10 @@ from tests.gateway.splitting_world import (
     split,
     splitting,
     submitting,
+    with_command,
     write,
 )
-from tests.gateway.test_flow_command import configure, told
-
-
-@pytest.fixture(autouse=True)
-def quick_keys(monkeypatch):
-    monkeypatch.setattr(keys, "_SCRYPT_N", 2)
+from tests.gateway.test_flow_command import told
 
 
 async def test_a_refusal_that_comes_meanwhile_goes_along(tmp_path, monkeypatch):
@@ -197,9 +192,7 @@ KILLS = [
 async def test_the_command_goes_on_after_each_kill(tmp_path):
     async with world(tmp_path) as all_:
         alpha = all_.alpha
-        config = configure(alpha)
-        path = alpha.config.data_dir.parent / "vault.db"
-        alpha.vault = create_vault(path, alpha.passphrase.decode())
+        config = with_command(alpha)
         _, study = await new_study(alpha, tmp_path)
         words = ["split", study.id.hex(), "-c", config, "--series", PSYCH, "--erase-old"]
         words += ["--form-digest", FORM.hex()]
