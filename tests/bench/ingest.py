@@ -35,10 +35,9 @@ from node.exchange.store.opening import open_store
 from node.gateway.priority import give_way
 from node.keys import save_secret
 from node.testnet.processes import ProcessTestnet
+from tests.bench import modality
 from tests.bench.load import Load, Result
-from tests.bench.modality import CT
 from tests.gateway import dimse
-from tests.imaging import dicom
 
 VALIDATORS, CLIENTS = 4, 16
 RATE = 20.0  # transactions a second beside ingest: 1.7 million a day
@@ -61,7 +60,7 @@ async def _measure(folder: Path, *, quick: bool) -> dict[str, Any]:
         await net.wait_ready()
         async with _gateway(net, folder) as site, Load(net) as load:
             study = await asyncio.to_thread(_study, folder / "large", SLICES)
-            report = {"slices": SLICES, "source": "ct-head" if CT.is_dir() else "pydicom"}
+            report = {"slices": SLICES, "source": "ct-head" if modality.CT.is_dir() else "pydicom"}
             size = sum(path.stat().st_size for path in study.iterdir())
             report |= await _one_study(site, study, size)
             seconds = 4.0 if quick else 15.0
@@ -78,8 +77,7 @@ class Site:
     """A gateway process and the files that are its own."""
 
     def __init__(self, port: int, pid: int, store: StoreConfig) -> None:
-        self.port, self.pid, self._store = port, pid, store
-        self._process = psutil.Process(pid)
+        self.port, self.process, self._store = port, psutil.Process(pid), store
         self.processors: set[int] | None = None  # that are this hospital's; None: all
 
     def send(self, folder: Path) -> subprocess.Popen[bytes]:
@@ -103,7 +101,7 @@ class Site:
     def peak_mib(self) -> int:
         """Return the sum of the peaks of all processes of the gateway (Linux)."""
         peaks = 0
-        for process in (self._process, *self._process.children(recursive=True)):
+        for process in (self.process, *self.process.children(recursive=True)):
             status = Path(f"/proc/{process.pid}/status").read_text()
             (line,) = [each for each in status.splitlines() if each.startswith("VmHWM")]
             peaks += int(line.split()[1])
@@ -165,16 +163,16 @@ async def _compared(
     """Return latencies without and with ingest, in turns of so many seconds each."""
     results: dict[str, list[Result]] = {"without": [], "with": []}
     slices, sending_s = 0, 0.0
-    async with _modality(site) as modality:
+    async with _modality(site) as sender:
         await run(2.0)
         for _ in range(turns):
             results["without"].append(await run(seconds))
             began = time.perf_counter()
-            modality.stdin.write(b"on\n")
+            sender.stdin.write(b"on\n")
             await run(2.0)
             results["with"].append(await run(seconds))
-            modality.stdin.write(b"off\n")
-            if not (line := await modality.stdout.readline()):
+            sender.stdin.write(b"off\n")
+            if not (line := await sender.stdout.readline()):
                 raise RuntimeError("the modality ended: a slice was not accepted")
             slices += int(line)
             sending_s += time.perf_counter() - began
@@ -185,9 +183,9 @@ async def _compared(
         report[f"{name}_tx_per_s"] = round(whole.rate, 1)
         for percent in (50, 99):
             report[f"{name}_p{percent}_ms"] = round(whole.percentile_ms(percent / 100), 1)
-    for percent in (50, 99):
-        pair = (report[f"{name}_p{percent}_ms"] for name in ("with", "without"))
-        report[f"p{percent}_ratio"] = round(next(pair) / next(pair), 2)
+    for percentile in ("p50", "p99"):
+        slower = report[f"with_{percentile}_ms"] / report[f"without_{percentile}_ms"]
+        report[f"{percentile}_ratio"] = round(slower, 2)
     return report
 
 
@@ -218,7 +216,7 @@ def _share_out(net: ProcessTestnet, site: Site) -> set[int] | None:
     first, *others = net.nodes
     half = len(processors) // 2
     mine, theirs = set(processors[:half]), set(processors[half:])
-    for pid in (first.pid, site.pid):
+    for pid in (first.pid, site.process.pid):
         _bind(pid, mine)
     for pid in (os.getpid(), *(node.pid for node in others)):
         _bind(pid, theirs, is_tree=pid != os.getpid())
@@ -255,8 +253,7 @@ async def _modality(site: Site) -> AsyncIterator[asyncio.subprocess.Process]:
 def _study(folder: Path, slices: int) -> Path:
     """Make a study of real slices with UIDs of its own; files that differ in their UIDs alone."""
     folder.mkdir(parents=True)
-    paths = sorted(CT.glob("*.dcm")) or dicom.readable()[:1]
-    read = [pydicom.dcmread(path) for path in paths]
+    read = [pydicom.dcmread(path) for path in modality.slices()]
     study, series = generate_uid(), generate_uid()
     for number in range(slices):
         data_set = read[number % len(read)]

@@ -106,6 +106,9 @@ class Load:
         """Submit one transaction of this node's institution. Raises `RuntimeError` if it fails."""
         self.height = (await self.clients[node].head()).height
         _, raw = self.sign(node, operations)
+        await self._final(node, raw)
+
+    async def _final(self, node: int, raw: bytes) -> None:
         done = await self.clients[node].submit(raw, wait="final")
         if done.code != "ok":
             raise RuntimeError(f"operation {done.operation} failed: {done.code} {done.rule or ''}")
@@ -131,16 +134,13 @@ class Load:
 
         async def run(index: int) -> None:
             node = index % self._voters
-            client = self.clients[node]
             while time.perf_counter() < end:
                 transaction_id, raw = self.sign(
                     node, operations() if operations_of is None else operations_of(node)
                 )
                 started = time.perf_counter()
-                done = await client.submit(raw, wait="final")
+                await self._final(node, raw)
                 ended = time.perf_counter()
-                if done.code != "ok":
-                    raise RuntimeError(f"a transaction of the load failed: {done.code}")
                 result.ids.append(transaction_id)
                 if begin <= ended <= end:
                     result.latencies_s.append(ended - started)
@@ -160,9 +160,7 @@ class Load:
 
         async def run(node: int, due: float) -> None:
             transaction_id, raw = self.sign(node, (registration(),))
-            done = await self.clients[node].submit(raw, wait="final")
-            if done.code != "ok":
-                raise RuntimeError(f"a transaction of the load failed: {done.code}")
+            await self._final(node, raw)
             result.ids.append(transaction_id)
             result.latencies_s.append(time.perf_counter() - due)
             result.bytes += len(raw)

@@ -41,6 +41,11 @@ _ASSOCIATED, _DATA, _RELEASE = 2, 4, bytes((5, 0, 0, 0, 0, 4, 0, 0, 0, 0))
 _SUCCESS = struct.pack("<HHIH", 0x0000, 0x0900, 2, 0x0000)  # the element Status
 
 
+def slices() -> list[Path]:
+    """Return the files of the real head CT; where it is not, one that pydicom ships."""
+    return sorted(CT.glob("*.dcm")) or dicom.readable()[:1]
+
+
 class _Template:
     """One slice as the PDUs of a C-STORE request, with the places of its UIDs."""
 
@@ -86,13 +91,12 @@ class Modality:
     """A scanner with one association for each study."""
 
     def __init__(self, port: int, slices_per_s: float | None = None) -> None:
-        paths = sorted(CT.glob("*.dcm")) or dicom.readable()[:1]
-        self._templates = [_Template(path) for path in paths]
+        self._templates = [_Template(path) for path in slices()]
         self._port = port
         self._between_s = 1 / slices_per_s if slices_per_s else 0.0
         self._due_s = 0.0
 
-    def send(self, slices: int, is_wanted: Callable[[], bool]) -> int:
+    def send(self, count: int, is_wanted: Callable[[], bool]) -> int:
         """Send a study, while it is wanted; return how many slices were accepted."""
         unique, first = time.time_ns(), self._templates[0]
         with socket.create_connection(("127.0.0.1", self._port)) as connection:
@@ -100,7 +104,7 @@ class Modality:
             connection.sendall(_association(first.sop_class, first.syntax))
             _require(_answer(connection)[0] == _ASSOCIATED, "no association")
             sent = 0
-            while sent < slices and is_wanted():
+            while sent < count and is_wanted():
                 template = self._templates[sent % len(self._templates)]
                 connection.sendall(template.with_uids(unique, unique + sent))
                 kind, body = _answer(connection)
