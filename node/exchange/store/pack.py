@@ -79,7 +79,7 @@ class _Stages:
         for _ in range(writers + 2):
             self._sealed.put(page_buffer(STORED_BYTES_MAX))
         self._chunks: list[ChunkEntry] = []
-        self._failure: BaseException | None = None  # the first; threads set it
+        self._failure: BaseException | None = None  # the first; threads set it, a panic too
 
     def __enter__(self) -> "_Stages":
         return self
@@ -115,9 +115,10 @@ class _Stages:
         room = self._sealed.get()
         try:
             entry, data = self._seal(position, memoryview(buffer)[:filled], final, room)
-        except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
+        except BaseException as error:
             self._failure = self._failure or error  # before the caller gets the buffer
             self._sealed.put(room)
+            raise
         else:
             self._writing.submit(self._write, entry, data, room)
         finally:
@@ -127,8 +128,9 @@ class _Stages:
         try:
             self._keep(entry, data)
             self._chunks.append(entry)
-        except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
+        except BaseException as error:
             self._failure = self._failure or error
+            raise
         finally:
             self._sealed.put(room)
 
