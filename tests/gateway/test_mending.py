@@ -57,6 +57,7 @@ async def shared(tmp_path, *receivers, **keep):
             hospital = getattr(all_, name)
             requests[name] = await hospital.ask(study)
             await hospital.exchange.requester.fetch(requests[name], wait_s=30)
+            await all_.reach(all_.net.node(hospital.index).height)  # all know that it was received
         yield all_, study, requests
 
 
@@ -109,8 +110,7 @@ async def test_a_received_study_needs_no_custodian_to_be_mended(tmp_path):
 async def test_under_a_grant_that_is_over_nothing_is_mended(tmp_path):
     async with shared(tmp_path, "beta") as (all_, study, requests):
         beta = all_.beta
-        done = await all_.alpha.submit("access.revoke", requests["beta"], "misuse")
-        await all_.reach(done.height)
+        await all_.alpha.submit("access.revoke", requests["beta"], "misuse")
         await asyncio.to_thread(spoil, beta, study)
         assert await beta.exchange.mending.mend(study.id) is False
         assert not whole(beta, study)

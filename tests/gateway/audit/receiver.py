@@ -57,29 +57,32 @@ class Repository:
         self.forgets_after = None  # it loses what it has read past so many messages, until it stops
         self.port = 0
         self._changed = threading.Condition()
-        self._listener = None
-        self._open = set()
+        self._listener = self._thread = self._open = None
 
     def start(self):
         self._listener = socket.create_server(("127.0.0.1", self.port))
         self.port = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+        self._thread = threading.Thread(target=self._accept, args=(self._listener,), daemon=True)
+        self._thread.start()
 
     def stop(self):
-        """Stop listening and cut all connections with a reset, as a crash does."""
-        if self._listener is not None:
-            with contextlib.suppress(OSError):
-                self._listener.shutdown(socket.SHUT_RDWR)
-            self._listener.close()
+        """Stop listening and cut the connection with a reset, as a crash does."""
+        with self._changed:
+            listener, self._listener = self._listener, None
+        if listener is None:
+            return
+        with contextlib.suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
         self.cut()
+        self._thread.join(PATIENCE_S)
 
     def cut(self):
-        with self._changed:
-            open_, self._open = self._open, set()
-        for each in open_:
-            with contextlib.suppress(OSError):
-                each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-                each.shutdown(socket.SHUT_RDWR)
+        with self._changed, contextlib.suppress(OSError):
+            if self._open is not None:
+                self._open.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                # Not `SSLSocket.shutdown`: the other thread would go on to read without TLS.
+                socket.socket.shutdown(self._open, socket.SHUT_RDWR)
 
     def sequences(self):
         with self._changed:
@@ -95,25 +98,32 @@ class Repository:
             assert self._changed.wait_for(condition, PATIENCE_S)
 
     def _accept(self, listener):
+        """Serve one connection after the other, so that messages are in the order of arrival."""
         while True:
             try:
                 raw, _ = listener.accept()
             except OSError:
                 return
-            threading.Thread(target=self._serve, args=(raw,), daemon=True).start()
+            with self._context.wrap_socket(
+                raw, server_side=True, do_handshake_on_connect=False
+            ) as connection:
+                with self._changed:
+                    if self._listener is not listener:
+                        return
+                    self._open = connection
+                    keeps = self.forgets_after  # of this life: what was buffered outlives the cut
+                self._serve(connection, keeps)
+                with self._changed:
+                    self._open = None
 
-    def _serve(self, raw):
+    def _serve(self, connection, keeps):
         try:
-            connection = self._context.wrap_socket(raw, server_side=True)
-        except (OSError, ssl.SSLError):
+            connection.do_handshake()
+        except OSError:
             self._tell(refused=1)
-            raw.close()
             return
-        with self._changed:
-            self._open.add(connection)
-            keeps = self.forgets_after  # of this life: what it has buffered outlives the cut
         self._tell(connections=1)
-        with connection, contextlib.suppress(OSError, EOFError):
+        with contextlib.suppress(OSError):
             self._read(connection.makefile("rb"), keeps)
 
     def _read(self, stream, keeps):

@@ -141,7 +141,10 @@ def test_both_sides_must_be_trusted(trail, make_sender, repository, ticks, caplo
     fill(trail, 5)
     sender = make_sender(name, server)
     for _ in range(20):
+        refused = repository.refused
         sender.turn()
+        if sender.is_connected:  # until the refusal is on its way
+            repository.wait(lambda before=refused: repository.refused > before)
         ticks.now_s += 1.0
     repository.wait(lambda: repository.refused >= 1)
     assert repository.messages == []
