@@ -25,6 +25,7 @@ from node.exchange.store.errors import (
 from node.exchange.store.index import encode_index
 from node.exchange.store.sealing import seal_index
 from node.exchange.store.store import StudyStore
+from tests.damage import last_byte_changed
 from tests.exchange.store_parts import (
     OTHER,
     STUDY,
@@ -347,7 +348,7 @@ def test_a_rotten_index_is_said_and_mended_by_adopting_it_again(tmp_path, two):
     here.put(STUDY, 1, sources(study()))
     transfer(here, there)
     path = tmp_path / "b" / "blobs" / index_name(STUDY, 1)
-    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    path.write_bytes(last_byte_changed(path.read_bytes()))
     there.close()
     there = new_store(tmp_path / "b")
     with pytest.raises(Damaged):

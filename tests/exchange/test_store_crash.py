@@ -14,6 +14,7 @@ from node.exchange.store import pack
 from node.exchange.store.blobs import chunk_name, index_name, open_folder, open_memory
 from node.exchange.store.errors import ChunkMissing, Damaged, StoreError, StudyErased
 from node.exchange.store.scrub import Kind
+from tests.damage import last_byte_changed
 from tests.exchange.store_parts import (
     OTHER,
     STUDY,
@@ -126,7 +127,7 @@ def test_rot_is_found_named_and_mended_from_another_holder(tmp_path):
     assert list(here.scrub()) == []
     folder = tmp_path / "a" / "blobs"
     first, second, third = (folder / chunk_name(c.digest) for c in here.index(STUDY).chunks[:3])
-    first.write_bytes(first.read_bytes()[:-1] + b"?")
+    first.write_bytes(last_byte_changed(first.read_bytes()))
     second.unlink()
     third.write_bytes(b"")
     found = list(here.scrub())

@@ -19,6 +19,7 @@ from node.gateway.requester import NotAuthentic
 from node.imaging import manifest_codec
 from node.imaging.manifest import Manifest
 from node.rpc.client import Client
+from tests.damage import last_byte_changed
 from tests.gateway.flow_world import confirmed, delivered, until, world
 
 SLOW = {"peer_rate_bytes_per_s": 6_000_000, "piece_bytes": 64 * 1024}
@@ -249,7 +250,7 @@ async def test_bytes_that_are_not_what_the_index_says_are_refused(tmp_path, monk
         first, *others = alpha.store.index(study.id).instances
         paths = [study.files[each.facts.sop_instance_uid] for each in (first, *others)]
         forged = tmp_path / "forged.dcm"
-        forged.write_bytes(paths[0].read_bytes()[:-1] + b"\xff")
+        forged.write_bytes(last_byte_changed(paths[0].read_bytes()))
         alpha.store.abandon(study.id)
         facts = [each.facts for each in (first, *others)]
         sources = list(map(file_source, facts, [forged, *paths[1:]]))

@@ -34,6 +34,7 @@ from storage import schema
 from storage.errors import CorruptRecord
 from storage.kv import WriteBatch
 from storage.memory import MemoryStore
+from tests.damage import last_byte_changed
 from tests.replication.world import (
     GENESIS,
     KEYS,
@@ -345,7 +346,7 @@ def bad_seals(block):
 
 LIES = {
     "bytes": lambda block: None,
-    "body": lambda block: replace(block, bodies=(block.bodies[0][:-1] + b"\x00",)),
+    "body": lambda block: replace(block, bodies=(last_byte_changed(block.bodies[0]),)),
     "missing body": lambda block: replace(block, bodies=()),
     "state": lambda block: replace(block, header=replace(block.header, state_root=bytes(32))),
     "seals of another header": lambda block: replace(
