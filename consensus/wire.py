@@ -13,9 +13,7 @@ import msgpack
 Value: TypeAlias = bool | int | bytes | str | tuple["Value", ...] | None
 
 DEPTH_MAX = 16
-# One for all threads: it holds the interpreter's lock from end to end for these types, and starts
-# anew after an error.
-_packer = msgpack.Packer(use_bin_type=True)
+_BUFFER_BYTES = 512  # at first; it grows
 _PLAIN = frozenset({type(None), bool, int, bytes, str})
 
 
@@ -25,7 +23,9 @@ class NotCanonical(ValueError):
 
 def pack(value: object) -> bytes:
     """Return the canonical encoding of `value`; tuples and lists alike become arrays."""
-    encoded: bytes = _packer.pack(value)
+    # One for each call. For an iterator over a named tuple the interpreter may collect garbage, and
+    # in that run finalisers, callbacks, and other threads, which pack as well.
+    encoded: bytes = msgpack.Packer(use_bin_type=True, buf_size=_BUFFER_BYTES).pack(value)
     return encoded
 
 
