@@ -16,7 +16,7 @@ from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext
 
-from node.gateway.tls import TellingSocket
+from node.gateway.tls import TellingSocket, handshake_sentence
 
 EVENT = "peer_not_reached"
 UNREACHABLE, NO_TLS, NOT_ACCEPTED = "unreachable", "tls", "not_accepted"
@@ -136,7 +136,7 @@ class _Course:
     def failure(self, association: Association, place: str, own_title: str) -> NotReached:
         """Return why there is no association."""
         if self._error is not None:
-            return NotReached(NO_TLS, f"{place}: {_tls_sentence(self._error)}")
+            return NotReached(NO_TLS, f"{place}: {handshake_sentence(self._error)}")
         if not self._is_open:
             return NotReached(UNREACHABLE, f"{place} cannot be connected to")
         if association.is_rejected:
@@ -157,13 +157,3 @@ class _Secured:
         if isinstance(wrapped, TellingSocket):
             wrapped.tell = self._course.broke
         return wrapped
-
-
-def _tls_sentence(error: OSError) -> str:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"TLS: its certificate is not trusted here ({error.verify_message})"
-    if isinstance(error, ssl.SSLError) and "ALERT" in (error.reason or ""):
-        return f"TLS: it does not take our certificate ({error.reason})"
-    if isinstance(error, ssl.SSLError):
-        return f"TLS fails ({error.reason})"
-    return "it does not answer in TLS"

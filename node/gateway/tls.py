@@ -61,3 +61,14 @@ def client_context(
     if certificate_file is not None:
         context.load_cert_chain(certificate_file, key_file)
     return context
+
+
+def handshake_sentence(error: OSError) -> str:
+    """Say why a connection that we opened came to no TLS."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"TLS: its certificate is not trusted here ({error.verify_message})"
+    if isinstance(error, ssl.SSLError) and "ALERT" in (error.reason or ""):
+        return f"TLS: it does not take our certificate ({error.reason})"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS fails ({error.reason})"
+    return "it does not answer in TLS"

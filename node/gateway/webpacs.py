@@ -6,17 +6,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
-from ssl import SSLContext
-from typing import Any
+from ssl import SSLContext, SSLEOFError, SSLError
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from node.gateway.holdings import HeldInstance
+from node.gateway.tls import handshake_sentence
 from node.gateway.ways import NotOffered, OnFetched, OnSent, Read, Unreachable
 
 TIMEOUT_SECONDS = 60.0
+READ_BACK_BYTES_MAX = 8 << 30  # one instance
 BATCH_BYTES_MAX, BATCH_PARTS_MAX = 64 << 20, 64
 ANSWER_BYTES_MAX = 16 << 20
 _PIECE_BYTES = 1 << 20
+_CUT = (BrokenPipeError, ConnectionResetError, SSLEOFError)
 _PART_HEAD_BYTES_MAX = 16 << 10
 _STORED, _FAILED, _REASON = "00081199", "00081198", "00081197"
 _SOP_UID_OF_REFERENCE, _SOP_UID = "00081155", "00080018"
@@ -132,7 +135,9 @@ class WebPacs:
             connection.request(method, self._root + path, body, everything, encode_chunked=False)
             yield connection.getresponse()
         except (OSError, HTTPException) as error:
-            raise Unreachable(f"{method} fails: {type(error).__name__}") from error
+            raise Unreachable(
+                f"{method} fails: {_sentence(error, is_tls=self._tls is not None)}"
+            ) from error
         finally:
             connection.close()
 
@@ -140,6 +145,13 @@ class WebPacs:
         if self._tls is None:
             return HTTPConnection(self._host, self._port, timeout=TIMEOUT_SECONDS)
         return HTTPSConnection(self._host, self._port, timeout=TIMEOUT_SECONDS, context=self._tls)
+
+
+def _sentence(error: Exception, *, is_tls: bool) -> str:
+    if is_tls and isinstance(error, _CUT):
+        # With TLS 1.3 a server refuses our certificate when we write already, and may not say so.
+        return "the connection ends before an answer: does the server take our certificate?"
+    return handshake_sentence(error) if isinstance(error, SSLError) else type(error).__name__
 
 
 def _batches(instances: Sequence[HeldInstance]) -> Iterator[list[HeldInstance]]:
@@ -190,14 +202,12 @@ def _save_part(answer: HTTPResponse, target: Path) -> None:
     boundary = answer.headers.get_param("boundary")
     with target.open("w+b") as file:
         if kind != "multipart/related":
-            while piece := answer.read(_PIECE_BYTES):
-                file.write(piece)
+            _save(answer, file)
             return
         if not isinstance(boundary, str) or not boundary:
             raise Unreachable("WADO-RS is answered without a boundary")
         _skip_part_head(answer)
-        while piece := answer.read(_PIECE_BYTES):
-            file.write(piece)
+        _save(answer, file)
         end = b"\r\n--" + boundary.encode("latin-1") + b"--"
         size = file.seek(0, 2)
         start = max(0, size - len(end) - 1_024)
@@ -206,6 +216,15 @@ def _save_part(answer: HTTPResponse, target: Path) -> None:
         if at < 0:
             raise Unreachable("WADO-RS is answered with a part that does not end")
         file.truncate(start + at)
+
+
+def _save(answer: HTTPResponse, file: IO[bytes]) -> None:
+    left = READ_BACK_BYTES_MAX
+    while piece := answer.read(_PIECE_BYTES):
+        left -= len(piece)
+        if left < 0:
+            raise Unreachable(f"WADO-RS gives more than {READ_BACK_BYTES_MAX} bytes of an instance")
+        file.write(piece)
 
 
 def _skip_part_head(answer: HTTPResponse) -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from node.gateway import webpacs
 from node.gateway.deliver import Deliverer
 from node.gateway.deliveries import Deliveries, State
 from node.gateway.spool import Spool
@@ -115,6 +116,20 @@ def test_what_is_no_answer_is_no_instance(tmp_path, paths, status, kind, body, e
     (instance, *_) = FolderHoldings(paths[:1]).study(STUDY).instances
     with answering(status, kind, body) as way, pytest.raises(error):
         way.fetch([instance], tmp_path, lambda *_: None)
+
+
+def test_an_answer_without_end_is_left(tmp_path, paths, monkeypatch):
+    monkeypatch.setattr(webpacs, "READ_BACK_BYTES_MAX", 1_000)
+    (instance, *_) = FolderHoldings(paths[:1]).study(STUDY).instances
+    fetched = []
+    for kind, body in (("application/dicom", b""), (MULTIPART, b"--b\r\n\r\n")):
+        with (
+            answering(200, kind, body + bytes(2_000)) as way,
+            pytest.raises(Unreachable, match="more than 1000 bytes"),
+        ):
+            way.fetch([instance], tmp_path, lambda *row: fetched.append(row))
+    assert fetched == []
+    assert not (tmp_path / "fetched.dcm").exists()
 
 
 def test_a_part_is_saved_exactly(tmp_path, paths):

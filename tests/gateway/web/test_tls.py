@@ -1,57 +1,11 @@
 """TLS: a trusting client is served with a token; with an authority, a certificate is enough."""
 
-import datetime
-import ipaddress
 import ssl
 
 import aiohttp
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from tests.imaging.dicom import FILES
-
-
-def write(path, certificate, private):
-    path.with_suffix(".pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    path.with_suffix(".key").write_bytes(
-        private.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-
-
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory):
-    """Certificates of a server, of an authority, and of a client that it signed."""
-    folder = tmp_path_factory.mktemp("tls")
-    now = datetime.datetime.now(datetime.UTC)
-    made = {}
-    for name, issuer in (("server", "server"), ("authority", "authority"), ("client", "authority")):
-        private = ec.generate_private_key(ec.SECP256R1())
-        made[name] = private
-        subject, issued = (
-            x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, word)]) for word in (name, issuer)
-        )
-        address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(issued)
-            .public_key(private.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-            .add_extension(x509.BasicConstraints(name == "authority", None), critical=True)
-            .add_extension(x509.SubjectAlternativeName([address]), critical=False)
-            .sign(made[issuer], hashes.SHA256())
-        )
-        write(folder / name, certificate, private)
-    return folder
 
 
 def settings(keys, **more):
