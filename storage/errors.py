@@ -13,6 +13,10 @@ class DatabaseTooNew(StorageError):
     """The database was written by a newer schema than this program knows."""
 
 
+class ForeignDatabase(StorageError):
+    """The file is a database, but not one of this kind."""
+
+
 class CorruptRecord(StorageError):
     """Stored data is damaged. The node stops and the operator restores or syncs anew."""
 

@@ -15,8 +15,14 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS delivery (
+from storage.errors import StorageError
+from storage.sqlite import Format, open_database
+
+_FORMAT = Format(
+    0x52_4C_44_31,  # "RLD1"
+    1,
+    """
+CREATE TABLE delivery (
     number INTEGER PRIMARY KEY,
     lookup BLOB NOT NULL,
     target TEXT NOT NULL,
@@ -26,27 +32,28 @@ CREATE TABLE IF NOT EXISTS delivery (
     due_ms INTEGER NOT NULL,
     reason TEXT NOT NULL
 ) STRICT;
-CREATE TABLE IF NOT EXISTS instance (
+CREATE TABLE instance (
     delivery INTEGER NOT NULL,
     place INTEGER NOT NULL,
     state TEXT NOT NULL,
     reason TEXT NOT NULL,
     PRIMARY KEY (delivery, place)
 ) STRICT, WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS taker (
+CREATE TABLE taker (
     target TEXT NOT NULL,
     chain BLOB NOT NULL,
     since_height INTEGER NOT NULL,
     PRIMARY KEY (target, chain)
 ) STRICT, WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS spent (
+CREATE TABLE spent (
     target TEXT NOT NULL,
     request BLOB NOT NULL,
     PRIMARY KEY (target, request)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS by_lookup ON delivery (lookup);
-CREATE INDEX IF NOT EXISTS by_state ON delivery (state, due_ms);
-"""
+CREATE INDEX by_lookup ON delivery (lookup);
+CREATE INDEX by_state ON delivery (state, due_ms);
+""",
+)
 _COLUMNS = "SELECT number, target, state, attempts, due_ms, reason, sealed FROM delivery "
 
 
@@ -101,11 +108,9 @@ class Deliveries:
         self._sealing = sealing
         self._lock = threading.Lock()
         try:
-            path.touch(mode=0o600)
-            self._file = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-            self._file.execute("PRAGMA journal_mode = WAL")
-            self._file.execute("PRAGMA synchronous = FULL")
-            self._file.executescript(_SCHEMA)
+            self._file = open_database(path, _FORMAT)
+        except StorageError as error:
+            raise DeliveriesUnusable(str(error)) from error
         except (sqlite3.Error, OSError) as error:
             raise DeliveriesUnusable(f"{path} cannot be used: {error}") from error
 

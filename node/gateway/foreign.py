@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from node.gateway.index import SpoolError
-from storage.sqlite import write_transaction
+from storage.errors import StorageError
+from storage.sqlite import Format, open_database, write_transaction
 
-SCHEMA_VERSION = 1
 NOTICES_MAX = 10_000  # beyond, what is new is an event here only
-_APPLICATION_ID = 0x52_4C_46_31  # "RLF1"
-_BUSY_SECONDS = 30.0
-_SCHEMA = """
+_FORMAT = Format(
+    0x52_4C_46_31,  # "RLF1"
+    1,
+    """
 CREATE TABLE studies (
     study BLOB PRIMARY KEY, version INTEGER NOT NULL, institution TEXT NOT NULL
 ) WITHOUT ROWID;
@@ -37,8 +38,9 @@ CREATE TABLE notices (
     study BLOB NOT NULL, version INTEGER NOT NULL, position INTEGER NOT NULL,
     institution TEXT NOT NULL, is_told INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (study, version, position)
-) WITHOUT ROWID
-"""
+) WITHOUT ROWID;
+""",
+)
 
 
 class Elsewhere(NamedTuple):
@@ -66,15 +68,7 @@ class Foreign:
         """Open or make the file. Raises `SpoolError`."""
         self._lock = threading.RLock()
         with _translated():
-            self._connection = sqlite3.connect(
-                path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
-            self._connection.execute("PRAGMA journal_mode = WAL").fetchone()
-            self._connection.execute("PRAGMA synchronous = FULL")
-            self._connection.execute("PRAGMA secure_delete = ON").fetchall()
-            with self._change() as connection:
-                _prepare(connection)
-        path.chmod(0o600)
+            self._connection = open_database(path, _FORMAT)
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""
@@ -159,25 +153,11 @@ class Foreign:
             yield self._connection
 
 
-def _prepare(connection: sqlite3.Connection) -> None:
-    application, version = (
-        connection.execute(f"PRAGMA {name}").fetchone()[0]
-        for name in ("application_id", "user_version")
-    )
-    if (application, version) == (0, 0):
-        for statement in _SCHEMA.split(";"):
-            connection.execute(statement)
-        connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    elif application != _APPLICATION_ID:
-        raise SpoolError("foreign.db is another program's database: set another gateway.spool_dir")
-    elif version > SCHEMA_VERSION:
-        raise SpoolError(f"foreign.db has format {version}, not {SCHEMA_VERSION}: upgrade")
-
-
 @contextmanager
 def _translated() -> Iterator[None]:
     try:
         yield
+    except StorageError as error:
+        raise SpoolError(str(error)) from error
     except (sqlite3.Error, OSError) as error:
         raise SpoolError(f"foreign.db of the spool cannot be used: {error}") from error

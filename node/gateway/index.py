@@ -25,14 +25,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from node.gateway import totals
-from storage.sqlite import write_transaction
+from storage.errors import StorageError
+from storage.sqlite import Format, open_database, write_transaction
 
-SCHEMA_VERSION = 1
 EVENTS_MAX = 10_000
 STUDY_INSTANCES_MAX = 100_000  # as in a manifest
-_APPLICATION_ID = 0x52_4C_53_31  # "RLS1"
-_BUSY_SECONDS = 30.0
-_SCHEMA = """
+_FORMAT = Format(
+    0x52_4C_49_31,  # "RLI1"
+    1,
+    """
 CREATE TABLE studies (
     study BLOB PRIMARY KEY, patient BLOB NOT NULL,
     first_ms INTEGER NOT NULL, last_ms INTEGER NOT NULL, delay_ms INTEGER NOT NULL,
@@ -64,7 +65,9 @@ CREATE TABLE usage (
     aside_files INTEGER NOT NULL, aside_bytes INTEGER NOT NULL
 );
 INSERT INTO usage VALUES (1, 0, 0, 0, 0);
-"""
+CREATE TABLE totals (name TEXT PRIMARY KEY, count INTEGER NOT NULL);
+""",
+)
 
 
 class SpoolError(Exception):
@@ -171,13 +174,7 @@ class Index:
         """Open or make the file. Raises `SpoolError`."""
         self._lock = threading.RLock()
         with _translated():
-            self._connection = sqlite3.connect(
-                path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
-            self._connection.execute("PRAGMA journal_mode = WAL").fetchone()
-            self._connection.execute("PRAGMA synchronous = FULL")
-            with self._change() as connection:
-                _prepare(connection)
+            self._connection = open_database(path, _FORMAT)
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""
@@ -416,24 +413,6 @@ class Index:
             yield self._connection
 
 
-def _prepare(connection: sqlite3.Connection) -> None:
-    application, version = (
-        connection.execute(f"PRAGMA {name}").fetchone()[0]
-        for name in ("application_id", "user_version")
-    )
-    if (application, version) == (0, 0):
-        # Not executescript, which would end the transaction.
-        for statement in _SCHEMA.split(";"):
-            connection.execute(statement)
-        connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    elif application != _APPLICATION_ID:
-        raise SpoolError("index.db is another program's database: set another gateway.spool_dir")
-    elif version > SCHEMA_VERSION:
-        raise SpoolError(f"spool format {version}; this program knows {SCHEMA_VERSION}: upgrade it")
-    connection.execute(totals.SCHEMA)
-
-
 def _insert(connection: sqlite3.Connection, arrival: Arrival) -> None:
     connection.execute(
         "INSERT INTO instances VALUES (?, ?, ?, 1, ?, ?, ?, 0)",
@@ -484,5 +463,7 @@ def _use(
 def _translated() -> Iterator[None]:
     try:
         yield
-    except sqlite3.Error as error:
+    except StorageError as error:
+        raise SpoolError(str(error)) from error
+    except (sqlite3.Error, OSError) as error:
         raise SpoolError(f"the spool's index cannot be used: {error}") from error

@@ -1,11 +1,10 @@
 """What the spool has ever taken, counted in the same transaction as the instance itself.
 
-totals       name -> count: instances, bytes, duplicates
+Rows of the table `totals` of the spool's index: instances, bytes, duplicates.
 """
 
 import sqlite3
 
-SCHEMA = "CREATE TABLE IF NOT EXISTS totals (name TEXT PRIMARY KEY, count INTEGER NOT NULL)"
 INSTANCES, BYTES, DUPLICATES = "instances", "bytes", "duplicates"
 
 

@@ -134,7 +134,7 @@ def test_files_that_are_no_key_file_or_too_new_are_refused(tmp_path):
     with sqlite3.connect(tmp_path / "other.db") as other:
         other.execute("CREATE TABLE things (x)")
     other.close()
-    with pytest.raises(Damaged, match="not a key file"):
+    with pytest.raises(Damaged, match="another program's database"):
         open_catalog(tmp_path / "other.db", source)
     open_catalog(tmp_path / "new.db", source).close()
     with sqlite3.connect(tmp_path / "new.db") as new:

@@ -12,7 +12,6 @@ All facts are in memory as well, some hundred bytes a study: the disk is read on
 Thread-safe; methods that change something wait for the disk.
 """
 
-import os
 import secrets
 import sqlite3
 import threading
@@ -31,19 +30,20 @@ from node.exchange.federation.answer import read_told, told_fields
 from node.exchange.federation.errors import CatalogueUnusable, InvalidAnswer
 from node.exchange.federation.fields import Facts, make_facts
 from node.exchange.federation.matching import Entry
+from storage.errors import StorageError
+from storage.sqlite import Format, open_database
 
-SCHEMA_VERSION = 1
-_APPLICATION_ID = 0x52_4C_43_31  # "RLC1"
 _NONCE_BYTES = 12
 _INFO = b"radledger/catalogue/1"
-_BUSY_S = 30.0
-_SCHEMA = f"""
+_FORMAT = Format(
+    0x52_4C_43_31,  # "RLC1"
+    1,
+    """
 CREATE TABLE studies (
     id BLOB PRIMARY KEY, version INTEGER NOT NULL, subject BLOB NOT NULL, sealed BLOB NOT NULL
 ) WITHOUT ROWID;
-PRAGMA application_id = {_APPLICATION_ID};
-PRAGMA user_version = {SCHEMA_VERSION};
-"""
+""",
+)
 
 KeyOf = Callable[[bytes], bytes | None]
 
@@ -67,14 +67,10 @@ class Catalogue:
         self._kept: dict[bytes, _Kept] = {}
         with _explained(path):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            self._connection = sqlite3.connect(
-                path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
-            )
+            self._connection = open_database(path, _FORMAT)
         self._path = path
         try:
             with _explained(path):
-                self._prepare()
                 self._load()
         except BaseException:
             self._connection.close()
@@ -125,19 +121,6 @@ class Catalogue:
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         return True
 
-    def _prepare(self) -> None:
-        connection = self._connection
-        application = connection.execute("PRAGMA application_id").fetchone()[0]
-        tables = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
-        if application not in (0, _APPLICATION_ID) or (tables and application == 0):
-            raise CatalogueUnusable(f"{self._path} is no catalogue: remove it, it is made anew")
-        if connection.execute("PRAGMA user_version").fetchone()[0] > SCHEMA_VERSION:
-            raise CatalogueUnusable(f"{self._path} is of a newer program: upgrade this one")
-        connection.execute("PRAGMA journal_mode = WAL").fetchall()
-        connection.execute("PRAGMA secure_delete = ON").fetchall()
-        if not tables:
-            connection.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
-
     def _load(self) -> None:
         """Read all rows; what has no key or cannot be opened goes, and is catalogued again."""
         lost = []
@@ -178,6 +161,8 @@ def _bound(study_id: bytes, version: int) -> bytes:
 def _explained(path: Path) -> Iterator[None]:
     try:
         yield
+    except StorageError as error:
+        raise CatalogueUnusable(str(error)) from error
     except sqlite3.DatabaseError as error:
         sentence = f"{path} cannot be used ({error}): remove it, it is made anew at the next start"
         raise CatalogueUnusable(sentence) from error

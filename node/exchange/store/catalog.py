@@ -10,13 +10,13 @@ one transaction, durable on return (WAL, synchronous=FULL), and waits for the di
 and processes may use the file at once. Deleted content is overwritten (secure_delete).
 """
 
-import os
 import secrets
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +33,14 @@ from node.exchange.store.errors import (
 )
 from node.exchange.store.master import MasterSource, Sealer, new_header, open_header
 from node.exchange.store.rows import ChunkRow, State, StudyRow, Totals, VersionRow
-from storage.sqlite import write_transaction
+from storage.errors import DatabaseTooNew, ForeignDatabase
+from storage.sqlite import Format, open_database, write_transaction
 
-SCHEMA_VERSION = 1
 PAGE = 256  # rows read at once by whoever walks through all of them
-_APPLICATION_ID = 0x52_4C_53_31  # "RLS1"
-_OPENING_SECONDS = 0.2
-_BUSY_SECONDS = 60.0
-_SCHEMA = f"""
+_FORMAT = Format(
+    0x52_4C_53_31,  # "RLS1"
+    1,
+    """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE studies (
     id BLOB PRIMARY KEY, sealed BLOB, state INTEGER NOT NULL, destroyed_ms INTEGER,
@@ -58,9 +58,8 @@ CREATE TABLE chunks (
 ) WITHOUT ROWID;
 CREATE INDEX chunks_of ON chunks (study);
 CREATE INDEX chunks_missing ON chunks (study) WHERE present = 0;
-PRAGMA application_id = {_APPLICATION_ID};
-PRAGMA user_version = {SCHEMA_VERSION};
-"""
+""",
+)
 
 
 class Catalog:
@@ -367,71 +366,30 @@ def open_catalog(path: Path, source: MasterSource) -> Catalog:
     Raises `WrongMasterKey`, `KeyFileError`, `KeysTooNew`, `Damaged`, `StoreError`.
     """
     with _explained():
-        _create_private(path)
-        connection, header = _open_patiently(path, source)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        connection = open_database(path, _FORMAT, on_new=partial(_fill, source))
         try:
+            connection.execute("PRAGMA temp_store = MEMORY")
+            header = _header(connection, path)
             return Catalog(connection, header, open_header(header, source))
         except BaseException:
             connection.close()
             raise
 
 
-def _open_patiently(path: Path, source: MasterSource) -> tuple[sqlite3.Connection, bytes]:
-    """Return a connection and the header. While another process makes the same file, sqlite says
-    at once that it is locked, however long it was told to wait."""
-    end_s = time.monotonic() + _BUSY_SECONDS
-    while True:
-        connection = sqlite3.connect(
-            path, timeout=_OPENING_SECONDS, isolation_level=None, check_same_thread=False
-        )
-        try:
-            header = _prepare(connection, path, source)
-            connection.execute(f"PRAGMA busy_timeout = {int(_BUSY_SECONDS * 1000)}").fetchall()
-            return connection, header
-        except sqlite3.OperationalError as error:
-            connection.close()
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > end_s:
-                raise
-        except BaseException:
-            connection.close()
-            raise
-        time.sleep(_OPENING_SECONDS / 10 * (1 + secrets.randbelow(10)))
+def _fill(source: MasterSource, connection: sqlite3.Connection) -> None:
+    header, _ = new_header(source)
+    meta = [("header", header), ("store_id", secrets.token_bytes(16))]
+    connection.executemany("INSERT INTO meta VALUES (?, ?)", meta)
 
 
-def _prepare(connection: sqlite3.Connection, path: Path, source: MasterSource) -> bytes:
-    connection.execute("PRAGMA secure_delete = ON").fetchall()
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA temp_store = MEMORY")
-    application = connection.execute("PRAGMA application_id").fetchone()[0]
-    tables = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
-    if application not in (0, _APPLICATION_ID) or (tables and application == 0):
-        raise Damaged(f"{path} is not a key file of the store")
-    if connection.execute("PRAGMA user_version").fetchone()[0] > SCHEMA_VERSION:
-        raise KeysTooNew(f"{path} was written by a newer program: upgrade this one")
-    connection.execute("PRAGMA journal_mode = WAL").fetchall()
-    if not tables:
-        _create(connection, source)
+def _header(connection: sqlite3.Connection, path: Path) -> bytes:
     with closing(connection.execute("SELECT value FROM meta WHERE name = 'header'")) as rows:
         row = rows.fetchone()
     if row is None:
         raise Damaged(f"{path} has no header; restore a backup")
     header: bytes = row[0]
     return header
-
-
-def _create(connection: sqlite3.Connection, source: MasterSource) -> None:
-    header, _ = new_header(source)
-    with write_transaction(connection):
-        if not connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
-            for statement in filter(None, map(str.strip, _SCHEMA.split(";\n"))):
-                connection.execute(statement)
-            meta = [("header", header), ("store_id", secrets.token_bytes(16))]
-            connection.executemany("INSERT INTO meta VALUES (?, ?)", meta)
-
-
-def _create_private(path: Path) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
 def _chunk(row: tuple[Any, ...]) -> ChunkRow:
@@ -442,6 +400,10 @@ def _chunk(row: tuple[Any, ...]) -> ChunkRow:
 def _explained() -> Iterator[None]:
     try:
         yield
+    except ForeignDatabase as error:
+        raise Damaged(str(error)) from error
+    except DatabaseTooNew as error:
+        raise KeysTooNew(str(error)) from error
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError):
             raise StoreError(f"the key file cannot be used: {error}") from error
