@@ -203,6 +203,7 @@ class _Standing:
     left: str | None = None  # why it is not asked any more
     refused: str | None = None  # the ledger's code, when that is why
     failures: int = 0  # in a row
+    busy: int = 0  # answers that it is, since a chunk came
     ready_s: float = 0.0
     in_flight: int = 0
     lacks: set[bytes] = field(default_factory=set)  # digests; bounded by the offer
@@ -299,6 +300,7 @@ class _Run:
         while (standing := await self._choose(partial.chunk)) is not None:
             standing.in_flight += 1
             failures, chunk, filled = standing.failures, partial.chunk, partial.filled
+            busy = standing.busy
             keep = functools.partial(self._keep, standing, partial)
             try:
                 await standing.link.stream(partial, self._ground, self._pace, keep)
@@ -316,7 +318,8 @@ class _Run:
                 standing.left = error.code
                 standing.refused = error.code if error.is_permit else None
             except HolderBusy as error:
-                standing.ready_s = self._loop.time() + error.pause_s
+                if busy == standing.busy:  # else it is the answer that others got
+                    self._busy(standing, error)
             except HolderFailed as error:
                 if partial.chunk is not chunk or partial.filled - filled >= _PROGRESS_BYTES:
                     failures = standing.failures = 0  # a bad line, but it moves
@@ -339,7 +342,7 @@ class _Run:
         except Exception as error:
             raise _SinkFailed(error) from error
         with self._lock:
-            standing.failures = 0
+            standing.failures = standing.busy = 0
             self.chunks += 1
             self.bytes += size
             self._here += size
@@ -386,6 +389,13 @@ class _Run:
         if standing.failures >= self._limits.attempts_max:
             standing.left = standing.left or reason
         pause_s = _backoff_s(standing.failures, self._limits)
+        standing.ready_s = self._loop.time() + pause_s
+
+    def _busy(self, standing: _Standing, error: HolderBusy) -> None:
+        standing.busy += 1
+        if standing.busy >= self._limits.busy_max:
+            standing.left = standing.left or f"it is busy: {error}"
+        pause_s = max(error.pause_s, _backoff_s(standing.busy, self._limits))
         standing.ready_s = self._loop.time() + pause_s
 
 

@@ -108,15 +108,15 @@ class Link:
         """Return if it answers, and knows this hospital. Raises the exceptions of this module."""
         url = self._url + "/"
         limit_s = self._limits.connect_timeout_ms / 1000
-        async with self._asked(lambda session: session.get(url), limit_s) as answer:
+        async with self._asked(_getting(url), limit_s) as answer:
             await _require_good(answer, {200, 404})
 
     async def offer(self, request_id: bytes) -> bytes:
         """Return an encoded offer. Raises the exceptions of this module."""
         url = f"{self._url}/v1/offer/{request_id.hex()}"
-        async with self._asked(lambda session: session.get(url), None) as answer:
+        async with self._asked(_getting(url), None) as answer:
             await _require_good(answer, {200})
-            return await _read(answer, OFFER_BYTES_MAX, "offer")
+            return await self._read(answer, OFFER_BYTES_MAX, "offer")
 
     async def stream(
         self, partial: Partial, ground: Ground, pace: SharedPace, full: Callable[[], bool]
@@ -166,18 +166,36 @@ class Link:
     async def post(self, path: str, body: bytes, bytes_max: int) -> bytes:
         """Return the answer to a small question. Raises the exceptions of this module."""
         url = self._url + path
-        async with self._asked(lambda session: session.post(url, data=body), None) as answer:
+        async with self._asked(_posting(url, body), None) as answer:
             await _require_good(answer, {200})
-            return await _read(answer, bytes_max, "answer")
+            return await self._read(answer, bytes_max, "answer")
+
+    async def _read(self, response: aiohttp.ClientResponse, bytes_max: int, what: str) -> bytes:
+        """Return a small answer whole. Raises `TimeoutError` when it comes too slowly."""
+        began_s = time.monotonic()
+        pieces: list[bytes] = []
+        size = 0
+        async for piece in response.content.iter_any():
+            size += len(piece)
+            if size > bytes_max:
+                raise HolderLied(f"its {what} is larger than any may be")
+            if time.monotonic() - began_s > self._patience_s(size):
+                raise TimeoutError
+            pieces.append(piece)
+        return b"".join(pieces)
 
     def _line(self) -> Line:
         return Line(self.holder.host, self.holder.port, self._context, self._limits)
 
     def _slowest_s(self, partial: Partial) -> float:
+        return self._patience_s(len(partial.room))
+
+    def _patience_s(self, size: int) -> float:
+        """Return how long so many bytes may take."""
         limits = self._limits
         patience_ms = limits.connect_timeout_ms + limits.stall_timeout_ms
         rate = min(limits.slow_bytes_per_s, limits.rate_bytes_per_s / limits.parallel)
-        return patience_ms / 1000 + len(partial.room) / rate
+        return patience_ms / 1000 + size / rate
 
     @asynccontextmanager
     async def _asked(
@@ -220,15 +238,13 @@ class Link:
         return self._trusting
 
 
-async def _read(response: aiohttp.ClientResponse, bytes_max: int, what: str) -> bytes:
-    pieces: list[bytes] = []
-    size = 0
-    async for piece in response.content.iter_any():
-        size += len(piece)
-        if size > bytes_max:
-            raise HolderLied(f"its {what} is larger than any may be")
-        pieces.append(piece)
-    return b"".join(pieces)
+# A redirect would lead to where nobody has shown who he is: it is no answer.
+def _getting(url: str) -> _Ask:
+    return lambda session: session.get(url, allow_redirects=False)
+
+
+def _posting(url: str, body: bytes) -> _Ask:
+    return lambda session: session.post(url, data=body, allow_redirects=False)
 
 
 async def _watched(work: "asyncio.Future[Refused | None]", line: Line) -> Refused | None:

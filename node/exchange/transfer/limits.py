@@ -37,6 +37,7 @@ class ClientLimits:
     stall_timeout_ms: int = 30_000  # nothing came from a holder
     slow_bytes_per_s: int = 16 * 1024  # a holder that is slower than this over a chunk is left
     attempts_max: int = 8  # failures of a holder in a row, before it is left for this run
+    busy_max: int = 30  # times in a row that it is busy, the same
     backoff_min_ms: int = 100
     backoff_max_ms: int = 5_000
 
