@@ -7,7 +7,6 @@ stand once in the common elements. A proof is (format, and its fields in order).
 
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple
-from functools import reduce
 from itertools import pairwise
 
 from consensus.wire import NotCanonical, Value, pack, unpack
@@ -30,6 +29,7 @@ from node.imaging.rules import RULES_VERSION
 
 FORMAT = 1
 MANIFEST_BYTES_MAX = 512 << 20
+EXPANDED_BYTES_MAX = 512 << 20  # of all elements, the common ones once for each instance
 PROOF_BYTES_MAX = 4_096
 _SIZE_MAX = 1 << 50
 _PATH_MAX = 64
@@ -55,19 +55,24 @@ def encode(manifest: Manifest) -> bytes:
     )
 
 
-def decode(data: bytes) -> Manifest:
+def decode(data: bytes, *, expanded_bytes_max: int = EXPANDED_BYTES_MAX) -> Manifest:
     """Return the manifest that `data` encodes.
 
-    Raises `InvalidManifest` for anything but the one encoding of a consistent manifest.
+    `expanded_bytes_max` bounds what a few bytes can become: common elements stand once in `data`,
+    and once for each instance in the manifest. Raises `InvalidManifest` for anything but the one
+    encoding of a consistent manifest.
     """
     if len(data) > MANIFEST_BYTES_MAX:
         raise InvalidManifest(f"a manifest has at most {MANIFEST_BYTES_MAX} bytes")
     study_id, version, previous, salt, common, instances = _versioned(data, 6)
     shared = [_rows(rows) for rows in _array(common, 3, 3)]
+    listed = _array(instances, 1, INSTANCES_MAX)
+    if len(listed) * sum(map(len, shared)) > expanded_bytes_max:
+        raise InvalidManifest(f"its elements would take more than {expanded_bytes_max} bytes")
     manifest = Manifest(
         *_head(study_id, version, previous),
         _bytes(salt, DIGEST_BYTES, "salt"),
-        tuple(_instance(value, shared) for value in _array(instances, 1, INSTANCES_MAX)),
+        tuple(_instance(value, shared) for value in listed),
     )
     indexes = (instance.index for instance in manifest.instances)
     _check(all(a < b for a, b in pairwise(indexes)), "order of instances")
@@ -99,8 +104,12 @@ def decode_proof(data: bytes) -> InstanceProof:
 
 def _common(instances: Sequence[Instance]) -> list[_Rows]:
     """Return the rows that every instance has, for core, private and imported elements."""
-    parts = zip(*(map(_split, _parts(instance)) for instance in instances), strict=True)
-    return [reduce(frozenset.__and__, rows) for rows in parts]
+    common = [_split(rows) for rows in _parts(instances[0])]
+    for instance in instances[1:]:
+        # One after another: sets of all of them at once take a hundred times what the bytes do.
+        parts = zip(common, _parts(instance), strict=True)
+        common = [each & _split(rows) for each, rows in parts]
+    return common
 
 
 def _parts(instance: Instance) -> tuple[bytes, bytes, bytes]:

@@ -245,6 +245,15 @@ def test_oversized_input_is_refused_before_it_is_decoded(monkeypatch):
     assert INSTANCES_MAX >= 10_000
 
 
+def test_a_few_bytes_do_not_become_many(monkeypatch):
+    """Common elements stand once, whatever the number of instances."""
+    expanded = len(KNOWN.instances) * sum(map(len, unpack(ENCODED)[5]))
+    assert manifest_codec.decode(ENCODED, expanded_bytes_max=expanded) == KNOWN
+    monkeypatch.setattr(manifest_codec, "_instance", lambda *_: pytest.fail("it is expanded"))
+    with pytest.raises(InvalidManifest, match="would take more than"):
+        manifest_codec.decode(ENCODED, expanded_bytes_max=expanded - 1)
+
+
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_mutated_truncated_and_random_manifests_are_refused_or_canonical(data):
