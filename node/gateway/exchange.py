@@ -54,6 +54,8 @@ from node.network.tls import TrustedContexts
 log = logging.getLogger(__name__)
 
 REFRESH_S = 60.0
+TIDY_S = 60.0
+_TIDY_WAITS: tuple[type[Exception], ...] = (*PASSING, StoreError)
 KEYS = "keys"
 DELIVERIES = "deliveries"
 CATALOGUE = "catalogue.db"
@@ -226,7 +228,16 @@ class Exchange:
             self.mending.backlog.run(),
             self.mending.run(),
         )
-        return [self.events.run(), self.shown.run(), self._keep_fresh(), *backlogs]
+        return [self.events.run(), self.shown.run(), self._keep_fresh(), self._tidy(), *backlogs]
+
+    async def _tidy(self) -> None:
+        """Drop, for ever, what was being fetched under grants that have ended."""
+        while True:
+            try:
+                await self.requester.drop_what_is_over()
+            except _TIDY_WAITS as error:
+                log.warning("what is over cannot be dropped reason=%s", error)
+            await asyncio.sleep(TIDY_S)
 
     async def _keep_fresh(self) -> None:
         while True:

@@ -100,7 +100,10 @@ class Finding:
     def forget(self, study_id: bytes) -> None:
         """Remove a study that is erased; waits for the disk."""
         if self._catalogue is not None:
-            self._catalogue.remove(study_id)
+            try:
+                self._catalogue.remove(study_id)
+            except CatalogueUnusable as error:  # without the study's key nobody can read the row
+                log.error("an erased study stays in the catalogue: %s", error)
 
     async def describe(self, study_id: bytes) -> bool:
         """Bring what the catalogue says of a study up to date; return whether it is in it.
@@ -120,7 +123,7 @@ class Finding:
         if study_id != _EVERYTHING:
             try:
                 await self.describe(study_id)
-            except StoreError as error:
+            except (StoreError, CatalogueUnusable) as error:
                 log.error("a study cannot be catalogued study=%s: %s", study_id.hex(), error)
             return True
         for each in await asyncio.to_thread(self._stale):

@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TypeAlias
 
@@ -50,6 +51,7 @@ from node.ledger.queries.access_views import RequestQuery, RequestView
 log = logging.getLogger(__name__)
 
 BYTES_MAX = 1 << 44
+MANIFEST_EXPANDED_MAX = 128 << 20  # bytes in memory; of 20,000 instances with 500 elements each
 BEHIND_TRIES, BEHIND_PAUSE_S = 10, 0.2
 # What a custodian answers whose node has not executed the height of the grant or the delivery.
 _BEHIND = frozenset(
@@ -134,13 +136,17 @@ class Requester:
         `Unreachable`, `ConnectionLost` and the like: again later, nothing is lost; `NotAuthentic`;
         `StoreError`.
         """
-        request = await self._ready(request_id, wait_s)
+        try:
+            request = await self._ready(request_id, wait_s)
+        except NotPermitted:
+            await self.drop_if_over(request_id)
+            raise
         delivery = await asyncio.to_thread(self._held, request)
         fetched = None
         if delivery is None:
             fetched = await self._fetch(request, watch)
             delivery = fetched.offer.delivery
-        manifest = await asyncio.to_thread(self._verify, delivery, watch)
+        manifest = await asyncio.to_thread(self._verify, request, delivery, watch)
         await asyncio.to_thread(self.received.put, delivery)
         await self._acknowledge(request, delivery)
         await asyncio.to_thread(self.transfers.forget, request_id)
@@ -158,6 +164,22 @@ class Requester:
         """Return the requests of this hospital whose study can be fetched and was not yet."""
         query = RequestQuery(institution=self._acting.institution, state=DELIVERED)
         return [each.id async for each in self._acting.requests(query) if each.permitted]
+
+    async def drop_what_is_over(self) -> None:
+        """Drop what was being fetched under grants that have ended. Raises what `Client` and the
+        store raise."""
+        for request_id in await asyncio.to_thread(lambda: list(self.transfers.requests())):
+            await self.drop_if_over(request_id)
+
+    async def drop_if_over(self, request_id: bytes) -> None:
+        """Drop what came for a request, unless it was received, if our own node says that it is
+        not permitted any more. Raises what `Client` and the store raise."""
+        view = await self._acting.client.request(request_id)
+        if view is None or view.permitted or view.recorded_state in (*WAITING, RECEIVED):
+            return
+        if await asyncio.to_thread(self.transfers.holds, request_id):
+            await asyncio.to_thread(self._drop, view)
+            log.warning("fetched data dropped request=%s code=%s", request_id.hex(), view.refusal)
 
     def is_whole(self, request: RequestView) -> bool:
         """Return whether all that came for a request is still here. Waits for the disk.
@@ -252,7 +274,7 @@ class Requester:
                 return await self._fetch_once(request, watch)
             except NotPermitted as error:
                 if error.code not in _BEHIND:
-                    await self._drop_if_over(request)
+                    await self.drop_if_over(request.id)
                     raise
             await asyncio.sleep(BEHIND_PAUSE_S)
         raise NotReady("the custodian's node does not know yet that the key is delivered")
@@ -302,16 +324,20 @@ class Requester:
     def _adopt(self, request: RequestView, offer: Offer) -> None:
         """Take the study into the store, if all that can be known of it now is as it must be."""
         delivery = offer.delivery
-        study_key = self._unwrap(request, delivery)
-        manifest = self._manifest_of(delivery, study_key)
         try:
+            study_key = self._unwrap(request, delivery)
+            manifest = self._manifest_of(delivery, study_key)
             index = self._store.adopt(request.study_id, study_key, offer.index)
-        except InvalidIndex as error:
+        except (NotAuthentic, InvalidIndex) as error:
+            self.transfers.forget(request.id)  # the next try asks for another offer
+            if isinstance(error, NotAuthentic):
+                raise
             raise NotAuthentic(f"the index of the study is not as it must be: {error}") from error
         try:
             _require_same(index, manifest)
+            _require_listed(index, offer)
         except NotAuthentic:
-            self._drop(request.study_id, index.version)
+            self._drop(request)
             raise
 
     def _unwrap(self, request: RequestView, delivery: Delivery) -> bytes:
@@ -348,7 +374,10 @@ class Requester:
             b"",
         )
         try:
-            manifest = manifest_codec.decode(open_manifest(context, study_key, delivery.manifest))
+            manifest = manifest_codec.decode(
+                open_manifest(context, study_key, delivery.manifest),
+                expanded_bytes_max=MANIFEST_EXPANDED_MAX,
+            )
         except (InvalidOffer, InvalidManifest) as error:
             raise NotAuthentic(f"the manifest of the study cannot be read: {error}") from error
         stated = (delivery.study_id, delivery.version, delivery.root)
@@ -356,7 +385,7 @@ class Requester:
             raise NotAuthentic("the manifest does not lead to the root on the ledger")
         return manifest
 
-    def _verify(self, delivery: Delivery, watch: Watch | None) -> Manifest:
+    def _verify(self, request: RequestView, delivery: Delivery, watch: Watch | None) -> Manifest:
         """Compare every instance's bytes with the manifest, whose root is on the ledger."""
         study_id, version = delivery.study_id, delivery.version
         manifest = self._manifest_of(delivery, self._store.key(study_id))
@@ -365,17 +394,22 @@ class Requester:
         done = 0
         for ordinal, each in enumerate(index.instances):
             digest = hashlib.sha256()
-            for piece in self._store.read(study_id, ordinal, version):
-                digest.update(piece)
-                done += len(piece)
-                if watch is not None:
-                    watch(Step("verifying", done, index.size))
+            place = f"instance {ordinal + 1} of {len(index.instances)}"
+            try:
+                for piece in self._store.read(study_id, ordinal, version):
+                    digest.update(piece)
+                    done += len(piece)
+                    if watch is not None:
+                        watch(Step("verifying", done, index.size))
+            except Damaged as error:
+                if not self._store.is_complete(study_id, version):
+                    raise  # it rotted here, and is fetched again
+                self._drop(request)
+                raise NotAuthentic(f"{place} was never sealed as its index says") from error
             instance = known.get(each.facts.sop_instance_uid)
             if instance is None or digest.digest() != instance.record.file:
-                self._drop(study_id, version)
-                raise NotAuthentic(
-                    f"instance {ordinal + 1} of {len(index.instances)} is not the registered file"
-                )
+                self._drop(request)
+                raise NotAuthentic(f"{place} is not the registered file")
         return manifest
 
     async def _acknowledge(self, request: RequestView, delivery: Delivery) -> None:
@@ -383,28 +417,25 @@ class Requester:
             return
         submitted = await self._acting.submit("access.receive", (request.id, delivery.root))
         if submitted.code not in (OK, "request_received"):
-            await self._drop_if_over(request)
+            await self.drop_if_over(request.id)
             raise NotPermitted(str(submitted.code))
         log.info("study received request=%s height=%s", request.id.hex(), submitted.height)
 
-    async def _drop_if_over(self, request: RequestView) -> None:
-        """Drop what came if our own node, too, says that it is not permitted any more."""
-        view = await self._acting.client.request(request.id)
-        if view is not None and not view.permitted and view.recorded_state != RECEIVED:
-            transfer = await asyncio.to_thread(self.transfers.get, request.id)
-            if transfer is not None:
-                version = transfer.offer.delivery.version
-                await asyncio.to_thread(self._drop, request.study_id, version)
-            await asyncio.to_thread(self.transfers.forget, request.id)
-            log.warning("fetched data dropped request=%s code=%s", request.id.hex(), view.refusal)
+    def _drop(self, request: RequestView) -> None:
+        """Drop what came for a request; the study, too, unless it came for another as well."""
+        try:
+            if not self._came_for_others(request):
+                self._store.abandon(request.study_id)
+        except (StudyUnknown, StudyErased):
+            pass
+        except StoreError as error:
+            log.error("a study cannot be dropped study=%s: %s", request.study_id.hex(), error)
+        self.received.forget(request.id)
+        self.transfers.forget(request.id)  # last: by it the rest is found after a crash
 
-    def _drop(self, study_id: bytes, version: int) -> None:
-        """Drop an adopted study, unless another version of it came under another grant."""
-        if self._store.versions(study_id) == [version]:
-            try:
-                self._store.abandon(study_id)
-            except StoreError as error:
-                log.error("a study cannot be dropped study=%s: %s", study_id.hex(), error)
+    def _came_for_others(self, request: RequestView) -> bool:
+        kept = self.received.of_study(request.study_id), self.transfers.of_study(request.study_id)
+        return any(other != request.id for other in chain(*kept))
 
     def _done(self, delivery: Delivery, fetched: Fetched | None, manifest: Manifest) -> Received:
         index = self._store.index(delivery.study_id, delivery.version)
@@ -436,6 +467,14 @@ def _require_same(index: StudyIndex, manifest: Manifest) -> None:
             raise NotAuthentic("the index names an instance that is not in the manifest")
         if (facts.digest, facts.size) != (instance.record.file, instance.record.size):
             raise NotAuthentic("the index names another file for an instance than the manifest")
+
+
+def _require_listed(index: StudyIndex, offer: Offer) -> None:
+    """Raise `NotAuthentic` unless the offer lists the chunks of the index: an honest holder would
+    be taken for a liar."""
+    named = {(each.digest, each.stored_bytes) for each in index.chunks}
+    if named != {(each.digest, each.size) for each in offer.chunks}:
+        raise NotAuthentic("the offer lists other chunks than the index of the study")
 
 
 def _told(watch: Watch | None) -> Callable[[int, int], None] | None:

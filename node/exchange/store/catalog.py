@@ -186,6 +186,16 @@ class Catalog:
             yield from (row[0] for row in rows)
             last = rows[-1][0]
 
+    def claimed(self) -> Iterator[bytes]:
+        """Yield the ids of held studies that have no version, in order."""
+        sql = (
+            "SELECT id FROM studies WHERE id > ? AND state = 1 AND versions = 0 ORDER BY id LIMIT ?"
+        )
+        last = b""
+        while rows := self._read(sql, last, PAGE):
+            yield from (row[0] for row in rows)
+            last = rows[-1][0]
+
     def chunk(self, digest: bytes) -> ChunkRow:
         """Return a chunk's row. Raises `ChunkUnknown`."""
         rows = self._read("SELECT * FROM chunks WHERE digest = ?", digest)

@@ -198,6 +198,15 @@ class StudyStore:
         """Yield the ids of all studies held, in order."""
         return self._catalog.studies()
 
+    def claimed(self) -> Iterator[bytes]:
+        """Yield the ids of studies of which nothing is here but the key, in order."""
+        return self._catalog.claimed()
+
+    def has_key(self, study_id: bytes) -> bool:
+        """Whether the study's key is here, be there a version of it or not."""
+        row = self._catalog.study(study_id)
+        return row is not None and row.sealed is not None
+
     def versions(self, study_id: bytes) -> list[int]:
         """Return the versions held of a study, the oldest first; none if it is not held."""
         return [row.version for row in self._catalog.versions(study_id)]

@@ -65,11 +65,16 @@ class Deliveries:
 
     def forget_study(self, study_id: bytes) -> None:
         """Remove all deliveries of a study: what is wrapped in them opens it and its salt."""
-        for request_id in list(self.requests()):
+        for request_id in list(self.of_study(study_id)):
+            self.forget(request_id)
+
+    def of_study(self, study_id: bytes) -> Iterator[bytes]:
+        """Yield the ids of the requests that have a delivery of a study. Reads all of them."""
+        for request_id in self.requests():
             with contextlib.suppress(InvalidRecord):
                 delivery = self.get(request_id)
                 if delivery is not None and delivery.study_id == study_id:
-                    self.forget(request_id)
+                    yield request_id
 
     def requests(self) -> Iterator[bytes]:
         """Yield the ids of all requests with a delivery."""
@@ -122,11 +127,20 @@ class Transfers:
 
     def forget_study(self, study_id: bytes) -> None:
         """Remove all transfers of a study: their offers hold its key, wrapped to this hospital."""
-        for request_id in list(self.requests()):
+        for request_id in list(self.of_study(study_id)):
+            self.forget(request_id)
+
+    def of_study(self, study_id: bytes) -> Iterator[bytes]:
+        """Yield the ids of the requests by which a study is being fetched. Reads all of them."""
+        for request_id in self.requests():
             with contextlib.suppress(InvalidRecord):
                 transfer = self.get(request_id)
                 if transfer is not None and transfer.offer.delivery.study_id == study_id:
-                    self.forget(request_id)
+                    yield request_id
+
+    def holds(self, request_id: bytes) -> bool:
+        """Return whether something is kept of a request, be it readable or not."""
+        return self._files.path(request_id).exists()
 
     def requests(self) -> Iterator[bytes]:
         """Yield the ids of all requests whose transfer is under way."""
