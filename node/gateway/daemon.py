@@ -214,7 +214,8 @@ class Gateway:
 
     async def _register(self, paths: Sequence[Path]) -> Registrations:
         parts = self._parts
-        options = Options(apart=rules_of_config(parts.config))
+        # The spool knows what came here; what else is registered was by hand, and is not stored.
+        options = Options(apart=rules_of_config(parts.config), replace_encoding=True)
         given = parts.client, parts.vault, parts.signer
         done = await register(paths, *given, options=options, mapper=self.parsing.map)
         self.registered += sum(each.is_done and each.submitted is not None for each in done.studies)

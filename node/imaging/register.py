@@ -31,6 +31,8 @@ class Options:
     """What the caller chooses."""
 
     replace_changed: bool = False  # let an instance's new content succeed the registered one
+    # Let the same image in another encoding succeed the registered one: its bytes can be stored.
+    replace_encoding: bool = False
     apart: tuple[ApartRule, ...] = ()  # which series become studies of the ledger by themselves
     limits: Limits = LIMITS
 
@@ -140,12 +142,18 @@ def _next(
 ) -> PreparedStudy:
     registered = final.manifest.by_uid() if final else {}
     added = [read for uid, read in files.files.items() if uid not in registered]
-    changed = [
+    known = [(registered[uid], read) for uid, read in files.files.items() if uid in registered]
+    changed = [read for instance, read in known if not is_registered(instance, read)]
+    encoded = [
         read
-        for uid, read in files.files.items()
-        if uid in registered and not is_registered(registered[uid], read)
+        for instance, read in known
+        if is_registered(instance, read) and instance.record.file != read.commitment.file
     ]
-    taken = added + changed if options.replace_changed else added
+    taken = [
+        *added,
+        *(changed if options.replace_changed else ()),
+        *(encoded if options.replace_encoding else ()),
+    ]
     names = tuple(read.name for read in changed)
     if final is not None and not taken:
         # A version that was prepared and is not wanted any more stays; it was never submitted.

@@ -13,7 +13,7 @@ from node.exchange.store.opening import open_store
 from node.gateway.daemon import Gateway, GatewayRefused, Parts
 from node.imaging.vault import create_vault, open_vault
 from node.keys import save_secret
-from node.studies import Signer
+from node.studies import Signer, register
 from tests.gateway import dimse
 from tests.gateway.dimse import SENDER, in_thread
 from tests.imaging import dicom
@@ -96,6 +96,24 @@ async def test_a_sent_study_becomes_final_and_is_kept_byte_for_byte(
     assert len(index.instances) == 4
     stored = {b"".join(store.read(study_id, n))[-128:] for n in range(4)}
     assert stored == {path.read_bytes()[-128:] for path in (*paths, *late)}
+
+
+async def test_what_was_registered_by_hand_is_kept_as_it_comes_from_the_pacs(
+    testnet, config, store, tmp_path
+):
+    """Over C-STORE the file meta information is another one, and with it F."""
+    paths = new_files(tmp_path, 2)
+    async with testnet(validators=1) as net:
+        signer = Signer(net.member_key(0), net.layout.configs[0].institution, net.genesis.chain_id)
+        with create_vault(tmp_path / "vault.db", PASSPHRASE) as vault:
+            assert (await register(paths, await net.client(0), vault, signer)).is_done
+        async with running(net, config, store, tmp_path) as (gateway, _):
+            assert await in_thread(dimse.send, gateway.front.port, paths) == [0, 0]
+            await kept(gateway, store, 1)
+        (study_id,) = store.studies()
+        view = await (await net.client(0)).study(study_id)
+    assert [version.version for version in view.versions] == [2, 1]
+    assert len(store.index(study_id).instances) == 2
 
 
 async def test_what_came_before_a_restart_is_registered_after_it(testnet, config, store, tmp_path):

@@ -177,6 +177,22 @@ def test_changed_content_is_reported_and_left_out_unless_asked_for(vault, tmp_pa
     assert one([folder], vault, replace_changed=True).operation == replaced.operation
 
 
+def test_another_encoding_succeeds_the_registered_one_only_if_asked_for(vault, tmp_path):
+    folder = study_folder(tmp_path / "s", 2)
+    first = one([folder], vault)
+    finish(vault, first)
+    dicom.implicit(folder / "1", folder / "1")
+    assert one([folder], vault).action is Action.NOTHING
+    again = one([folder], vault, replace_encoding=True)
+    assert (again.action, again.changed, again.added) == (Action.AMEND, (), 0)
+    assert len(again.manifest.instances) == 2
+    files = {each.sop_uid: each.record.file for each in again.manifest.instances}
+    assert files["1.2.3.4.1"] == commit_file(folder / "1").commitment.file
+    assert one([folder], vault, replace_encoding=True).operation == again.operation
+    finish(vault, again, b"U" * 32)
+    assert one([folder], vault, replace_encoding=True).action is Action.NOTHING
+
+
 def test_one_instance_twice_is_idempotent_and_two_contents_are_a_conflict(vault, tmp_path):
     folder = study_folder(tmp_path / "s", 2)
     (folder / "copy").write_bytes((folder / "0").read_bytes())
