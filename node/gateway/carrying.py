@@ -10,14 +10,18 @@ gets a refusal of every use first of all.
 from collections.abc import Callable
 from functools import partial
 
-from node.ledger.contracts.consent import CUSTODIAN, DENY, PERMIT
+from node.ledger.contracts.consent import CUSTODIAN, DENY, OPTED_OUT, PERMIT
 from node.ledger.queries.access_views import ConsentRuleView, ConsentView
 from node.ledger.queries.studies import StudySummary
 from node.ledger.transaction import Operation
 
 SUPERSEDED = "superseded"
 _HOLDING = frozenset({"in_force", "not_yet"})
-_OPERATIONS = {DENY: "consent.restrict", PERMIT: "consent.grant"}
+_OPERATIONS = {
+    DENY: "consent.restrict",
+    OPTED_OUT: "consent.restrict",
+    PERMIT: "consent.grant",
+}
 _NORMAL = "N"
 
 NewId = Callable[[], bytes]  # 16 random bytes
@@ -58,7 +62,7 @@ def carried(
     """Return the operations that state the rules about the study for its new parts."""
     state = partial(_stated, study, form_digest, new_id)
     rules = [rule for rule in _about(consent, study.id) if rule.state in _HOLDING]
-    refusals = [rule for rule in rules if rule.effect == DENY]
+    refusals = [rule for rule in rules if rule.effect != PERMIT]
     permissions = [rule for rule in rules if rule.effect == PERMIT and rule.by == CUSTODIAN]
     return [
         *[state(rest, rule) for rule in (*refusals, *permissions)],
@@ -84,7 +88,7 @@ def refused_meanwhile(
     for part in (rest, apart):
         said = {_essence(rule) for rule in _about(consent, part)}
         for rule in _about(consent, study.id):
-            if rule.effect == DENY and rule.state in _HOLDING and _essence(rule) not in said:
+            if rule.effect != PERMIT and rule.state in _HOLDING and _essence(rule) not in said:
                 operations.append(_stated(study, form_digest, new_id, part, rule))
     return operations
 
@@ -109,4 +113,4 @@ def _about(consent: ConsentView | None, study_id: bytes) -> list[ConsentRuleView
 
 
 def _essence(rule: ConsentRuleView) -> tuple[object, ...]:
-    return rule.effect, rule.recipient, rule.purposes, rule.until_height
+    return _OPERATIONS[rule.effect], rule.recipient, rule.purposes, rule.until_height

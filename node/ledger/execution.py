@@ -285,6 +285,11 @@ class _BlockRun:
 
     def apply(self, position: int, transaction: Transaction) -> Receipt:
         """Carry out `transaction` whole or not at all, and return its receipt."""
+        receipt = self._apply(position, transaction)
+        self._view.settle()
+        return receipt
+
+    def _apply(self, position: int, transaction: Transaction) -> Receipt:
         code = self._refusal(transaction)
         if code is not None:
             return Receipt(transaction.id, code)

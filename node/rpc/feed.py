@@ -13,6 +13,7 @@ from consensus.errors import require
 from node.rpc.service import BlockEvents
 
 RECENT_BLOCKS = 256
+RECENT_EVENTS = 50_000  # of all these blocks; a full one may have more, and is kept alone
 
 
 class EventFeed:
@@ -23,11 +24,13 @@ class EventFeed:
         read: Callable[[int], Awaitable[BlockEvents]],
         height: int,
         recent_blocks: int = RECENT_BLOCKS,
+        recent_events: int = RECENT_EVENTS,
     ) -> None:
         self._read = read
         self._height = height
         self._recent: OrderedDict[int, BlockEvents] = OrderedDict()
-        self._recent_blocks = recent_blocks
+        self._recent_blocks, self._recent_events = recent_blocks, recent_events
+        self._events = 0  # of the recent blocks
         self._advanced = asyncio.Event()
 
     @property
@@ -40,10 +43,15 @@ class EventFeed:
         require(block.height == self._height + 1, "events are published height by height")
         self._height = block.height
         self._recent[block.height] = block
-        if len(self._recent) > self._recent_blocks:
-            self._recent.popitem(last=False)
+        self._events += len(block.events)
+        while len(self._recent) > 1 and self._has_too_much:
+            self._events -= len(self._recent.popitem(last=False)[1].events)
         self._advanced.set()
         self._advanced = asyncio.Event()
+
+    @property
+    def _has_too_much(self) -> bool:
+        return len(self._recent) > self._recent_blocks or self._events > self._recent_events
 
     def skip_to(self, height: int) -> None:
         """Tell everybody that the chain reaches `height` now, after a sync published nothing."""

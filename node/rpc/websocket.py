@@ -84,13 +84,16 @@ class Connection:
         """Queue a message; cuts the client off when it leaves too much unread."""
         if self._is_cut:
             return
+        # What waits already is what it leaves: one message may be larger than the bound, as the
+        # events of a full block are, and must get through.
+        if self._unsent_bytes > self._limits.send_buffer_bytes_max:
+            self._cut()
+            return
         self._unsent.append(message)
         self._unsent_bytes += len(message)
         self._has_unsent.set()
         if self._unsent_bytes > _EVENTS_BUFFER_BYTES:
             self._has_room.clear()
-            if self._unsent_bytes > self._limits.send_buffer_bytes_max:
-                self._cut()
 
     def _cut(self) -> None:
         self._is_cut = True

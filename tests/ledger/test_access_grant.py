@@ -17,6 +17,7 @@ from tests.ledger.access_steps import (
 from tests.ledger.access_world import (
     ASKER,
     CUSTODIAN,
+    FORM,
     ROLES,
     ROOT,
     STUDY,
@@ -282,6 +283,19 @@ def test_a_study_that_comes_back_under_another_pseudonym_has_moved(world):
     move(world, subject_id=identity("theirs"))
     move(world, old=THIRD, new=CUSTODIAN, subject_id=identity("new of ours"))
     assert world.permitted(R1) == "custody_moved"
+
+
+def test_an_opt_out_elsewhere_still_holds_when_the_study_comes_back(world):
+    """Not even what was permitted for this very study and asker counts then."""
+    world.consent("grant", "narrow", study_id=STUDY, recipient=ASKER)
+    held_for(world, "granted")
+    theirs = identity("theirs")
+    move(world, subject_id=theirs)
+    world.act((THIRD, "clinician"), "consent.opt_out", theirs, FORM)
+    world.height += 1
+    move(world, old=THIRD, new=CUSTODIAN, subject_id=SUBJECT)
+    world.height += 1
+    assert world.permitted(R1) == "consent_refused"
 
 
 def test_a_waiting_request_does_not_follow_its_study(world):

@@ -6,13 +6,14 @@ from consensus.errors import InvariantViolation
 from consensus.messages import NULL_DIGEST
 from consensus.validators import ValidatorSchedule, ValidatorSet
 from consensus.wire import pack
-from node.ledger import accounts, merkle
+from node.ledger import accounts, execution, merkle
 from node.ledger.block import Batch, Header, Receipt, receipts_root
 from node.ledger.contracts import table
 from node.ledger.contracts.base import OperationKind
 from node.ledger.errors import REFUSALS, Rejected
 from node.ledger.execution import FRONTIER, Executor, refusal
 from node.ledger.genesis import Genesis
+from node.ledger.state import StateView
 from storage import schema
 from storage.chain import ChainStore
 from storage.errors import CorruptRecord, StorageError
@@ -87,6 +88,22 @@ def test_a_block_is_complete_and_every_row_of_it_is_written(chain):
     assert [r.code for r in executed.receipts] == ["ok", "study_exists"]
     assert [stored.transaction(t.id) for t in (first, second)] == [(1, 0), (1, 1)]
     assert header.state_root == chain.tree.root != parent.state_root
+
+
+def test_what_can_be_undone_is_forgotten_after_each_transaction(chain, monkeypatch):
+    """Else a block that rewrites a large row as often as it can would hold it as often."""
+    undoable = []
+
+    class Watched(StateView):
+        def put(self, key, value):
+            super().put(key, value)
+            undoable.append(len(self._undo))
+
+    monkeypatch.setattr(execution, "StateView", Watched)
+    chain.add(*(transaction(register(("s", number))) for number in range(20)))
+    chain.add(transaction(register("a")), transaction(register("a")), transaction(register("b")))
+    assert len(undoable) > 20
+    assert max(undoable) < 10
 
 
 def test_events_name_their_operation(chain):

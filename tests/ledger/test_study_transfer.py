@@ -207,12 +207,26 @@ def test_a_refusal_follows_the_study_and_is_about_it_alone(ledger):
     assert ledger.status(recipient="charite", purpose="HRESCH").effect == "none"
 
 
-def test_an_opt_out_follows_as_a_refusal_of_every_use(ledger):
+def test_an_opt_out_follows_and_no_rule_beats_it(ledger):
     ledger.apply("consent.opt_out", SUBJECT, None, height=6, **as_patient(ledger))
     ledger.move()
     (rule,) = ledger.rules()
-    assert (rule.effect, rule.study_id, rule.recipient, rule.purposes) == ("deny", S1, None, ())
-    assert ledger.status().effect == "deny"
+    opted_out = ("opted_out", S1, None, ())
+    assert (rule.effect, rule.study_id, rule.recipient, rule.purposes) == opted_out
+    assert ledger.status() == ("deny", rule.consent_id)
+    # Not the most specific one, by the staff of the new custodian.
+    narrow = (identity("c9"), NEW, S1, "third", ("TREAT",), None, FORM)
+    ledger.apply("consent.grant", *narrow, institution="ukaachen", height=9)
+    assert ledger.status(height=10) == ("deny", rule.consent_id)
+    withdraw = ("consent.withdraw", NEW, rule.consent_id, FORM)
+    assert ledger.refusal(*withdraw, institution="ukaachen", height=10) == "patient_decides"
+
+
+def test_what_is_refused_twice_is_carried_once(ledger):
+    for label in ("c1", "c2", "c3"):
+        restrict(ledger, label, None, "third")
+    assert len(ledger.move(height=8)) == 2
+    assert len(ledger.rules()) == 1
 
 
 def test_what_the_patient_refused_the_new_custodian_does_not_end(ledger):

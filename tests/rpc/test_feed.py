@@ -52,6 +52,21 @@ async def test_blocks_that_came_by_sync_are_read_from_the_store():
     assert await take(stream, 1) == [6]
 
 
+async def test_large_blocks_are_read_from_the_store_rather_than_kept():
+    service = FakeService()
+    feed = EventFeed(service._read, 0, recent_blocks=4, recent_events=10)
+    for height in range(1, 5):
+        service.past[height] = block_events(height, *"abcd")
+        feed.publish(service.past[height])
+    stream = feed.subscribe(1)
+    assert await take(stream, 4) == [1, 2, 3, 4]
+    assert service.reads == 2  # two of them have as many events as are kept
+    service.past[5] = block_events(5, *"abcdefghijkl")
+    feed.publish(service.past[5])
+    assert await take(stream, 1) == [5]
+    assert service.reads == 2
+
+
 async def test_heights_are_published_one_by_one():
     feed = EventFeed(FakeService()._read, 5)
     for height in (5, 7):

@@ -321,6 +321,16 @@ async def test_a_slow_subscriber_is_told_where_to_go_on_and_closed(serve):
         assert orjson.loads(await deaf.read_frame())["id"] == 2
 
 
+async def test_a_block_whose_events_exceed_the_buffer_gets_through(serve):
+    node = await serve(RpcLimits(send_buffer_bytes_max=64 * 1024))
+    for names in (["a"], ["n" * 60] * 2_000, ["b"]):
+        node.service.add_block(*names)
+    async with node.websocket() as socket:
+        await ask(socket, "subscribe", [1])
+        assert heights([await receive(socket) for _ in range(3)]) == [1, 2, 3]
+    assert "slow_client" not in node.metrics.rpc_rejected._children
+
+
 async def test_a_client_that_reads_no_answers_is_cut(serve):
     node = await serve(RpcLimits(send_buffer_bytes_max=64 * 1024))
     node.service.answers["study"] = "x" * 60_000

@@ -12,10 +12,11 @@ from consensus.wire import pack
 from node.ledger.contracts.base import Context
 from node.ledger.contracts.consent.record import (
     CUSTODIAN,
-    DENY,
+    OPTED_OUT,
+    PERMIT,
     Consent,
     Rule,
-    add_rule,
+    add_rules,
     get_consent,
 )
 from node.ledger.contracts.forms import ID_BYTES
@@ -29,22 +30,26 @@ def carry_refusals(
     """Restate for the sender's institution, from the next height, what `custodian` has on record
     against uses of the study; each refusal becomes a rule about this study alone.
 
-    An opt-out becomes a rule against every use. What the new record says already is left out.
-    Raises `Rejected` with consent_full.
+    An opt-out becomes a rule against every use that no other rule beats. What the new record says
+    already is left out. Raises `Rejected` with consent_full.
     """
     get, institution = context.state.get, context.institution
     height = context.height + 1
     before = get_consent(get, custodian, subject_id)
     known = get_consent(get, institution, new_subject_id).rules
-    missing = [
-        rule
-        for rule in _refusals(before, study_id, height)
-        if not any(_says_as_much(old, rule) for old in known)
+    missing: dict[Rule, Rule] = {}  # by what they say: one that is said twice is carried once
+    for rule in _refusals(before, study_id, height):
+        if not any(_says_as_much(old, rule) for old in known):
+            missing.setdefault(_essence(rule), rule)
+    added = [
+        (
+            context.ordinal() + bytes((number,)),
+            rule._replace(consent_id=_carried_id(context, rule.consent_id)),
+        )
+        for number, rule in enumerate(missing.values())
     ]
-    for number, rule in enumerate(missing):
-        carried = rule._replace(consent_id=_carried_id(context, rule.consent_id))
-        ordinal = context.ordinal() + bytes((number,))
-        add_rule(context, institution, new_subject_id, carried, ordinal)
+    add_rules(context, institution, new_subject_id, added)
+    for _, carried in added:
         context.emit(
             "consent_carried",
             institution,
@@ -58,9 +63,9 @@ def carry_refusals(
 def _refusals(consent: Consent, study_id: bytes, height: int) -> Iterator[Rule]:
     if consent.opted_out(height):
         by = consent.opted_out_by or CUSTODIAN
-        yield Rule(b"", DENY, study_id, None, (), height, None, None, by, None)
+        yield Rule(b"", OPTED_OUT, study_id, None, (), height, None, None, by, None)
     for rule in consent.rules:
-        if rule.effect == DENY and rule.study_id in (None, study_id) and not rule.is_over(height):
+        if rule.effect != PERMIT and rule.study_id in (None, study_id) and not rule.is_over(height):
             yield rule._replace(study_id=study_id, from_height=height)
 
 

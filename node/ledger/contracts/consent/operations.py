@@ -21,7 +21,7 @@ from node.ledger.contracts.consent.record import (
     PERMIT,
     Consent,
     Rule,
-    add_rule,
+    add_rules,
     get_consent,
     put_consent,
 )
@@ -192,7 +192,7 @@ def withdraw(reconsider: Reconsider, context: Context, asked: Withdraw) -> None:
         by,
         about=rule.study_id,
     )
-    if rule.effect == DENY:
+    if rule.effect != PERMIT:
         _reconsider_waiting(reconsider, context, asked.subject_id)
 
 
@@ -268,7 +268,7 @@ def _add_rule(context: Context, asked: NewRule, effect: str, event: str) -> None
         by,
         asked.form_digest,
     )
-    add_rule(context, context.institution, asked.subject_id, rule, context.ordinal())
+    add_rules(context, context.institution, asked.subject_id, [(context.ordinal(), rule)])
     context.emit(
         event, context.institution, asked.subject_id, asked.consent_id, by, about=asked.study_id
     )

@@ -12,7 +12,7 @@ Index rows, for queries only:
     consent_subject (institution, subject id)            -> empty
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
@@ -26,6 +26,7 @@ RULES_MAX = 64  # of one subject at one custodian
 WAITING_MAX = 16  # requests that wait for one subject's consent
 
 PERMIT, DENY, NONE = "permit", "deny", "none"
+OPTED_OUT = "opted_out"  # what an opt-out becomes when a study goes to another custodian
 PATIENT, CUSTODIAN = "patient", "custodian"
 
 REJECTIONS = {
@@ -44,7 +45,7 @@ class Rule(NamedTuple):
     `ended_height`, all inclusive; None is no limit."""
 
     consent_id: bytes
-    effect: str  # PERMIT or DENY
+    effect: str  # PERMIT, DENY or OPTED_OUT
     study_id: bytes | None  # None: every study of the subject
     recipient: str | None  # an institution; None: every one
     purposes: tuple[str, ...]  # ascending; empty: every purpose
@@ -156,10 +157,10 @@ def status(
 ) -> ConsentAnswer:
     """Return what consent says about a use decided at `height`.
 
-    Opted out is DENY. Else the most specific rule in force decides: about the study, before about
-    the recipient, before about purposes; DENY among equals. NONE is no consent: what follows from
-    that is the policy's to say. `height` is the current one or later: of earlier ones the record
-    may have forgotten what has ended since.
+    Opted out is DENY, be it here or where the study came from. Else the most specific rule in force
+    decides: about the study, before about the recipient, before about purposes; DENY among equals.
+    NONE is no consent: what follows from that is the policy's to say. `height` is the current one
+    or later: of earlier ones the record may have forgotten what has ended since.
     """
     consent = get_consent(get, custodian, subject_id)
     if consent.opted_out(height):
@@ -167,6 +168,8 @@ def status(
     found: tuple[int, bool, bytes] | None = None
     for rule in consent.rules:
         if rule.holds(height) and rule.covers(study_id, recipient, purpose):
+            if rule.effect == OPTED_OUT:
+                return ConsentAnswer(DENY, rule.consent_id)
             candidate = rule.rank, rule.effect == DENY, rule.consent_id
             if found is None or candidate > found:
                 found = candidate
@@ -199,23 +202,27 @@ def remove_waiting(context: Context, custodian: str, subject_id: bytes, request_
         put_consent(context, custodian, subject_id, consent._replace(waiting=left))
 
 
-def add_rule(
-    context: Context, institution: str, subject_id: bytes, rule: Rule, ordinal: bytes
+def add_rules(
+    context: Context, institution: str, subject_id: bytes, added: Sequence[tuple[bytes, Rule]]
 ) -> None:
-    """Store a new rule and list it under `ordinal`, which no other rule has.
+    """Store new rules and list each under its ordinal, which no other rule has.
 
-    If there is no room the oldest rule that is over makes it; else raises `Rejected` with
+    If there is no room the oldest rules that are over make it; else raises `Rejected` with
     consent_full.
     """
+    if not added:
+        return
     consent = get_consent(context.state.get, institution, subject_id)
-    rules = consent.rules
-    if len(rules) == RULES_MAX:
-        over = next((each for each in rules if each.is_over(context.height)), None)
-        if over is None:
-            raise Rejected("consent_full")
-        rules = tuple([each for each in rules if each is not over])
-    put_consent(context, institution, subject_id, consent._replace(rules=(*rules, rule)))
-    context.index(INDEX_CONSENT, (institution.encode(), subject_id, ordinal), rule.consent_id)
+    rules = list(consent.rules)
+    excess = len(rules) + len(added) - RULES_MAX
+    for over in [each for each in rules if each.is_over(context.height)][: max(0, excess)]:
+        rules.remove(over)
+    if len(rules) + len(added) > RULES_MAX:
+        raise Rejected("consent_full")
+    rules += [rule for _, rule in added]
+    put_consent(context, institution, subject_id, consent._replace(rules=tuple(rules)))
+    for ordinal, rule in added:
+        context.index(INDEX_CONSENT, (institution.encode(), subject_id, ordinal), rule.consent_id)
 
 
 def put_consent(context: Context, institution: str, subject_id: bytes, consent: Consent) -> None:
