@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from consensus.errors import InvalidMessage
 from consensus.messages import (
+    HEIGHTS_MAX,
     NULL_DIGEST,
     Commit,
     Domain,
@@ -126,6 +127,9 @@ def verify_view_change_form(message: ViewChange, schedule: ValidatorSchedule) ->
         vote = certificate.pre_prepare
         if vote.height <= previous or (end is not None and vote.height >= end):
             raise InvalidMessage("a ViewChange's heights are out of order or out of its reign")
+        # Else an honest primary's NewView, which quotes it, would be more than its peers take.
+        if vote.height > message.stable.height + HEIGHTS_MAX:
+            raise InvalidMessage("a ViewChange quotes heights beyond any window")
         if vote.view >= message.view:
             raise InvalidMessage("a ViewChange quotes a certificate of the view it asks for")
         verify_prepared_form(certificate, validators)

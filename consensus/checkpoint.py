@@ -107,7 +107,7 @@ def _agrees(state: State, certificate: SealCertificate) -> bool:
         return True
     state.halt(
         f"this node's block at height {certificate.height} differs from the one that a quorum "
-        "sealed: its disk or its software is damaged; restore it or sync it anew"
+        "sealed: its disk or its software is damaged; move its data away and sync it anew"
     )
     return False
 

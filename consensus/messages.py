@@ -31,7 +31,7 @@ NULL_DIGEST = bytes(32)  # the null request that fills a gap in a new view (OSDI
 VIEW_MAX = 2**53
 HEIGHT_MAX = 2**53
 VALIDATORS_MAX = 1000  # senders are below this; no certificate is longer
-HEIGHTS_MAX = 1024  # heights that one ViewChange or NewView may carry; bounds every window
+HEIGHTS_MAX = 64  # heights that one ViewChange or NewView may carry; bounds every window
 
 
 @dataclass(frozen=True, slots=True)

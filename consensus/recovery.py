@@ -47,7 +47,7 @@ def _require_one_reign(state: State, restored: wal.Restored) -> None:
     require(
         end is None or all(vote.height < end for vote in votes),
         f"there are votes of validators that take over at height {end}, and no certificate of "
-        "the height before: rows of the database are lost; restore a backup or sync anew",
+        "the height before: rows of the database are lost; move the data away and sync anew",
     )
 
 

@@ -26,7 +26,10 @@ REHEARSAL = "rehearsal"
 TITLE = "RadLedger database"
 FORMAT_BYTES_MAX = 1024
 
-RESTORE = "Restore the folder from a backup, or move it away and let the node sync anew"
+RESTORE = (
+    "Move the folder away and let the node sync anew; never put an older copy back, which has "
+    "forgotten its latest votes"
+)
 
 
 class DatabaseFolder:

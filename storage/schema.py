@@ -134,7 +134,7 @@ def damaged(where: str) -> CorruptRecord:
     """Return the error for a row that does not have the form of its table."""
     return CorruptRecord(
         f"the database holds {where} that cannot be read; "
-        "stop the node and restore the folder from a backup, or let the node sync anew"
+        "stop the node, move its data folder away, and let it sync anew"
     )
 
 

@@ -239,7 +239,7 @@ class Executor:
         if self._tree.root != head.state_root:
             raise CorruptRecord(
                 f"the state in the database is not that of its head at height {height}; "
-                "restore a backup or sync anew"
+                "move the data away and sync anew"
             )
         self._load_sets(head)
         self._frontier = _stored_frontier(self._chain, height)
@@ -257,7 +257,7 @@ class Executor:
         ):
             raise CorruptRecord(
                 f"the validators in the state are not those of the head at height {head.height}; "
-                "restore a backup or sync anew"
+                "move the data away and sync anew"
             )
 
 
@@ -395,7 +395,7 @@ def _stored_header(chain: ChainStore, height: int) -> Header:
             return Header.decode(encoded)
     except InvalidBlock as error:
         raise CorruptRecord(f"the header of height {height} cannot be read: {error}") from error
-    raise CorruptRecord(f"the header of height {height} is missing; restore a backup or sync anew")
+    raise CorruptRecord(f"the header of height {height} is missing; sync anew")
 
 
 def _stored_frontier(chain: ChainStore, height: int) -> Frontier:

@@ -127,5 +127,5 @@ class Chain:
 def _diverged(height: int) -> Diverged:
     return Diverged(
         f"this node computes another block at height {height} than the one that a quorum sealed: "
-        "its disk or its software is damaged; restore it or sync it anew"
+        "its disk or its software is damaged; move its data away and sync it anew"
     )

@@ -14,6 +14,7 @@ from consensus.authentication import (
 from consensus.errors import InvalidMessage
 from consensus.messages import (
     HEIGHT_MAX,
+    HEIGHTS_MAX,
     NULL_DIGEST,
     VALIDATORS_MAX,
     VIEW_MAX,
@@ -286,6 +287,7 @@ BAD_FORMS = {
         )
     ),
     "prepared at the stable height": view_change(carried=(prepared(height=5),)),
+    "prepared beyond any window": view_change(carried=(prepared(height=5 + HEIGHTS_MAX + 1),)),
     "prepared out of order": view_change(carried=(prepared(height=7), prepared(height=6))),
     "prepared twice": view_change(carried=(prepared(), prepared())),
     "prepared in the view asked for": view_change(carried=(prepared(view=1, senders=(0, 2)),)),
@@ -313,6 +315,16 @@ def test_a_wrong_form_is_refused_before_any_signature(name):
     """Requirements 2, 5 and 13."""
     with pytest.raises(InvalidMessage):
         signatures_of(BAD_FORMS[name], SCHEDULE, CHAIN)
+
+
+def test_a_view_change_quotes_no_more_than_a_window_above_its_stable_height():
+    """What it may quote an honest primary has to send on to everybody."""
+    highest = view_change(carried=(prepared(height=5 + HEIGHTS_MAX),))
+    assert signatures_of(highest, SCHEDULE, CHAIN)
+    with pytest.raises(InvalidMessage, match="beyond any window"):
+        signatures_of(BAD_FORMS["prepared beyond any window"], SCHEDULE, CHAIN)
+    with pytest.raises(InvalidMessage):
+        decode(encode(view_change(carried=tuple(prepared(height=h) for h in range(6, 72)))))
 
 
 def test_a_view_change_or_new_view_lies_in_one_reign():

@@ -97,7 +97,7 @@ def test_a_flipped_byte_anywhere_in_the_log_is_found_and_changes_nothing(logged)
         offsets += range(start, start + 8)  # a record's header and the first byte of its data
     for offset in offsets:
         flip(log, offset)
-        assert_refused(folder, CorruptRecord, "is damaged", "Restore the folder from a backup")
+        assert_refused(folder, CorruptRecord, "is damaged", "Move the folder away")
         flip(log, offset)
     open_leveldb(folder).close()
 

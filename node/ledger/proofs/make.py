@@ -242,5 +242,5 @@ def _header(chain: ChainStore, height: int) -> bytes:
 
 def _missing(height: int) -> CorruptRecord:
     return CorruptRecord(
-        f"parts of the block of height {height} are missing; restore a backup or sync anew"
+        f"parts of the block of height {height} are missing; move the data away and sync anew"
     )

@@ -189,5 +189,5 @@ def _numbers(ordinal: bytes) -> Iterator[int]:
 def _lacking(height: int) -> CorruptRecord:
     return CorruptRecord(
         f"the block of height {height} lacks an event that an index names; "
-        "restore a backup or sync anew"
+        "move the data away and sync anew"
     )

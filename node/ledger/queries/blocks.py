@@ -148,5 +148,5 @@ def _decode_receipt(row: bytes, height: int) -> Receipt:
 
 def _missing(height: int) -> CorruptRecord:
     return CorruptRecord(
-        f"parts of the block of height {height} are missing; restore a backup or sync anew"
+        f"parts of the block of height {height} are missing; move the data away and sync anew"
     )

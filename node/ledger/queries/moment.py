@@ -43,4 +43,4 @@ def read_header(chain: ChainStore, height: int) -> Header:
             return Header.decode(encoded)
     except InvalidBlock as error:
         raise CorruptRecord(f"the header of height {height}: {error}") from error
-    raise CorruptRecord(f"the header of height {height} is missing; restore a backup or sync anew")
+    raise CorruptRecord(f"the header of height {height} is missing; sync anew")
