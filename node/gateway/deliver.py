@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from node.gateway.closing import retry_after
-from node.gateway.deliveries import Deliveries, Delivery, Stage, State
+from node.gateway.deliveries import Deliveries, DeliveriesUnusable, Delivery, Stage, State
 from node.gateway.holdings import HeldInstance, HeldStudy, Holdings, Withheld
 from node.gateway.index import SpoolError
 from node.gateway.spool import Read
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 ATTEMPTS_MAX = 200  # some sixteen hours
 PIECE_BYTES = 1 << 20
 POLL_SECONDS = 2.0
+UNUSABLE_SECONDS = 60.0  # until the file of deliveries is tried again
 _AT_END = frozenset({Stage.VERIFIED, Stage.FOUND, Stage.ALTERED})
 _WITHHELD = "withheld"
 # The image is the one that was sent; the PACS may have left private elements out.
@@ -119,11 +120,19 @@ class Deliverer:
     async def run(self, poll_seconds: float = POLL_SECONDS) -> None:
         """Take up deliveries as they become due, until cancelled."""
         while True:
-            await asyncio.to_thread(self.run_once)
-            await asyncio.sleep(poll_seconds)
+            pause_s = poll_seconds
+            try:
+                await asyncio.to_thread(self.run_once)
+            except DeliveriesUnusable as error:
+                log.error("deliveries wait: %s", error)
+                pause_s = UNUSABLE_SECONDS
+            await asyncio.sleep(pause_s)
 
     def run_once(self) -> int:
-        """Take up every delivery that is due; return how many came to their end."""
+        """Take up every delivery that is due; return how many came to their end.
+
+        Raises `DeliveriesUnusable`; whatever else goes wrong makes that delivery wait.
+        """
         now = self._now_ms()
         due = [delivery for delivery in self._deliveries.waiting() if delivery.due_ms <= now]
         return sum(self._attempt(delivery) for delivery in due)
@@ -149,8 +158,10 @@ class Deliverer:
         ways = self._targets.get(delivery.target, ())
         try:
             study = self._holdings.study(delivery.study_uid)
-        except OSError as error:
-            return self._later(delivery, f"the store cannot be read: {type(error).__name__}")
+        except Withheld:
+            study = None
+        except Exception as error:  # noqa: BLE001 - the boundary: see `run_once`
+            return self._later(delivery, _reason(error))
         if study is None:
             return self._withhold(delivery)
         parts = self._deliveries, delivery, study, self._holdings, self._folder
@@ -165,11 +176,11 @@ class Deliverer:
             attempt.verify(ways)
         except Withheld:
             return self._withhold(delivery, attempt.given)
-        except Unreachable as error:
-            return self._later(delivery, str(error), attempt.given)
-        except (OSError, SpoolError) as error:
-            reason = f"the store or the disk fails: {type(error).__name__}"
-            return self._later(delivery, reason, attempt.given)
+        except DeliveriesUnusable:
+            self._tell_given(delivery, attempt.given)  # what was sent is known here alone
+            raise
+        except Exception as error:  # noqa: BLE001 - the boundary: see `run_once`
+            return self._later(delivery, _reason(error), attempt.given)
         return self._settle(delivery, attempt.given)
 
     def _withhold(self, delivery: Delivery, given: int = 0) -> bool:
@@ -221,9 +232,12 @@ class Deliverer:
             delay_ms,
             reason,
         )
+        self._tell_given(delivery, given)
+        return False
+
+    def _tell_given(self, delivery: Delivery, given: int) -> None:
         if given:
             self._audit(Given(delivery.target, delivery.study_uid, given, "waits"))
-        return False
 
 
 class _Attempt:
@@ -345,6 +359,17 @@ class _Attempt:
             yield Path(name)
         finally:
             Path(name).unlink(missing_ok=True)
+
+
+def _reason(error: Exception) -> str:
+    """Return why a delivery waits; what is a bug of ours is named by its type, and logged."""
+    if isinstance(error, Unreachable):
+        return str(error)
+    name = type(error).__name__
+    if isinstance(error, OSError | SpoolError):
+        return f"the store or the disk fails: {name}"
+    log.error("a delivery ran into a bug error=%s", name)
+    return f"internal: {name}"
 
 
 def same_image(own: Path, theirs: Path, read: Read) -> tuple[Verdict, str]:

@@ -18,7 +18,8 @@ from node.gateway import arrived
 from node.gateway.acting import Acting
 from node.gateway.backlog import Backlog
 from node.gateway.deliver import Deliverer, Given, UnknownStudy
-from node.gateway.deliveries import Deliveries
+from node.gateway.deliveries import Deliveries, DeliveriesUnusable
+from node.gateway.holdings import Withheld
 from node.gateway.ledger_events import LedgerEvents
 from node.gateway.requester import Requester
 from node.ledger.queries.access_views import RequestView
@@ -90,7 +91,10 @@ class HandOver:
         try:
             for target in takers:
                 await self._give(request_id, study_uid, target)
-        except UnknownStudy:
+        except (UnknownStudy, Withheld):
+            return False
+        except DeliveriesUnusable as error:
+            log.error("nothing is handed over for now: %s", error)
             return False
         return True
 

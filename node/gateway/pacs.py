@@ -95,17 +95,21 @@ class DimsePacs:
         inbox = _Inbox(folder)
         contexts = [build_context(kind.sop_class, kind.syntax) for kind in kinds]
         roles = [build_role(uid, scp_role=True) for uid in {kind.sop_class for kind in kinds}]
-        with self._associated(
-            [build_context(GET), *contexts],
-            ext_neg=roles,
-            evt_handlers=[(evt.EVT_C_STORE, inbox.take)],
-        ) as association:
-            _must_offer(association, GET)
-            for instance in instances:
-                asked = _unique_keys(instance)
-                _last(association, association.send_c_get(asked, cast(UID, GET)))
-                with inbox.taken(instance.sop_uid) as path:
-                    on_fetched(instance, path)
+        done = 0
+        while done < len(instances):
+            with self._associated(
+                [build_context(GET), *contexts],
+                ext_neg=roles,
+                evt_handlers=[(evt.EVT_C_STORE, inbox.take)],
+            ) as association:
+                _must_offer(association, GET)
+                for instance in instances[done:]:
+                    _ask(association, GET, _unique_keys(instance))
+                    with inbox.taken(instance.sop_uid) as path:
+                        on_fetched(instance, path)
+                    done += 1
+                    if not association.is_established:
+                        break  # it was idle for too long while that one was looked at
 
     def lists(self, instances: Sequence[HeldInstance]) -> frozenset[str]:
         """See `Way`. One C-FIND for each series."""
@@ -119,10 +123,8 @@ class DimsePacs:
                 asked.QueryRetrieveLevel = "IMAGE"
                 asked.StudyInstanceUID, asked.SeriesInstanceUID = study_uid, series_uid
                 asked.SOPInstanceUID = ""
-                answers = association.send_c_find(asked, cast(UID, FIND))
-                found.update(
-                    str(row.get("SOPInstanceUID", "")) for row in _last(association, answers)
-                )
+                rows = _ask(association, FIND, asked)
+                found.update(str(row.get("SOPInstanceUID", "")) for row in rows)
         return frozenset(found)
 
     @contextmanager
@@ -207,13 +209,17 @@ def _must_offer(association: Association, service: str) -> None:
         raise NotOffered("the PACS does not offer it")
 
 
-def _last(association: Association, answers: Iterable[tuple[Dataset, Any]]) -> list[Dataset]:
+def _ask(association: Association, service: str, keys: Dataset) -> list[Dataset]:
     """Return the identifiers of the pending answers. Raises `Unreachable` without a last one."""
+    send = association.send_c_get if service == GET else association.send_c_find
     found, status = [], None
-    for answer, identifier in answers:
-        status = answer.get("Status")
-        if status in _PENDING and isinstance(identifier, Dataset):
-            found.append(identifier)
+    try:
+        for answer, identifier in send(keys, cast(UID, service)):
+            status = answer.get("Status")
+            if status in _PENDING and isinstance(identifier, Dataset):
+                found.append(identifier)
+    except (RuntimeError, ValueError) as error:  # so pynetdicom says that there is no association
+        raise Unreachable("the association ended before it was asked") from error
     if status is None or not association.is_established:
         raise Unreachable("the PACS does not answer")
     return found

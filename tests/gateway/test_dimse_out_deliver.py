@@ -1,5 +1,6 @@
 """Delivery to a PACS: sent exactly, read back, compared, and taken up again after restarts."""
 
+import asyncio
 import sqlite3
 from contextlib import closing
 from io import BytesIO
@@ -11,9 +12,12 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from node.gateway.dataset_bytes import skip_meta
 from node.gateway.deliver import ATTEMPTS_MAX, Deliverer, UnknownStudy
-from node.gateway.deliveries import Deliveries, State
+from node.gateway.deliveries import Deliveries, DeliveriesUnusable, State
+from node.gateway.dialing import Dialer
+from node.gateway.holdings import Withheld
 from node.gateway.pacs import DimsePacs
 from node.gateway.ways import Unreachable
+from node.imaging.reader import read_instance
 from tests.gateway.pacs import Pacs, Scrambling
 from tests.gateway.web.folder import FolderHoldings
 from tests.imaging import dicom
@@ -300,6 +304,118 @@ def test_an_instance_that_the_pacs_falls_over_does_not_hold_up_the_others(site, 
     assert here.deliver().state is State.WAITING
     progress = here.again()
     assert (progress.state, progress.sent + progress.verified) == (State.WAITING, 7)
+
+
+class Dialing(Dialer):
+    """Keeps the associations that it opened."""
+
+    def __init__(self):
+        super().__init__()
+        self.opened = []
+
+    def dial(self, *arguments, **options):
+        self.opened.append(super().dial(*arguments, **options))
+        return self.opened[-1]
+
+
+def test_an_association_lost_between_two_instances_is_opened_anew(site, make_pacs):
+    """By a PACS that starts again, or that takes us to be idle while we compare."""
+    pacs, dialer = make_pacs(), Dialing()
+    here = site(DimsePacs(pacs.peer, "RADLEDGER", dialer=dialer))
+    compared = []
+
+    def read(path, limits):
+        compared.append(path)
+        if len(compared) == 6:
+            for association in pacs._server.active_associations:
+                association.abort()
+            dialer.opened[-1].join()
+        return read_instance(path, limits)
+
+    here.deliverer._read = read
+    progress = here.deliver()
+    assert (progress.state, progress.verified, progress.reason) == (State.DONE, 8, "")
+    assert len(dialer.opened) == 3  # to send, and two to read back
+    assert len(pacs.received) == 8
+
+
+class Losing(Dialing):
+    """Loses each association before anything is asked on it."""
+
+    def dial(self, *arguments, **options):
+        association = super().dial(*arguments, **options)
+        association.abort()
+        return association
+
+
+@pytest.mark.parametrize("ask", ["fetch", "lists"])
+def test_an_association_lost_before_it_is_asked_is_nobody_reached(site, make_pacs, ask):
+    here = site(way := DimsePacs(make_pacs().peer, "RADLEDGER", dialer=Losing()))
+    instances = here.holdings.study(STUDY).instances
+    more = (here.folder, lambda *_: None) if ask == "fetch" else ()
+    with pytest.raises(Unreachable, match="ended before"):
+        getattr(way, ask)(instances, *more)
+
+
+def failing(error):
+    def fail(*_):
+        raise error
+
+    return fail
+
+
+def test_what_is_withheld_when_it_is_looked_up_is_not_delivered(site, make_pacs):
+    here = site(dimse(make_pacs()))
+    number = here.deliverer.submit(STUDY, "main")
+    here.holdings.study = failing(Withheld())
+    here.deliverer.run_once()
+    assert here.deliverer.progress(number).reason == "withheld"
+
+
+@pytest.mark.parametrize("where", ["holdings", "way"])
+def test_a_bug_makes_one_delivery_wait_and_not_the_others(site, make_pacs, caplog, where):
+    pacs = make_pacs()
+    here = site(way := dimse(pacs))
+    number = here.deliverer.submit(STUDY, "main")
+    bug = failing(RuntimeError("of patient Doe"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(*((here.holdings, "study") if where == "holdings" else (way, "fetch")), bug)
+        here.deliverer.run_once()
+    progress = here.deliverer.progress(number)
+    assert (progress.state, progress.reason) == (State.WAITING, "internal: RuntimeError")
+    assert [given.instances for given in here.given] == ([] if where == "holdings" else [8])
+    assert "Doe" not in caplog.text
+    assert here.again().state is State.DONE
+
+
+async def test_work_goes_on_after_the_file_of_deliveries_was_unusable(
+    site, make_pacs, monkeypatch, caplog
+):
+    monkeypatch.setattr("node.gateway.deliver.UNUSABLE_SECONDS", 0)
+    here = site(dimse(make_pacs()))
+    is_done = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def run_once():
+        here.deliverer.run_once = lambda: loop.call_soon_threadsafe(is_done.set)
+        raise DeliveriesUnusable("the disk is full")
+
+    here.deliverer.run_once = run_once
+    running = asyncio.create_task(here.deliverer.run(poll_seconds=0))
+    waiting = asyncio.create_task(is_done.wait())
+    await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    assert not running.done()
+    running.cancel()
+    assert "the disk is full" in caplog.text
+
+
+def test_what_was_sent_is_told_though_nothing_can_be_put_down(site, make_pacs):
+    here = site(way := dimse(make_pacs()))
+    here.deliverer.submit(STUDY, "main")
+    way.fetch = failing(DeliveriesUnusable("the disk is full"))
+    with pytest.raises(DeliveriesUnusable):
+        here.deliverer.run_once()
+    assert [(given.instances, given.code) for given in here.given] == [(8, "waits")]
 
 
 def test_unknown_studies_and_targets_are_refused_and_equal_deliveries_are_one(site, make_pacs):

@@ -18,9 +18,9 @@ from node.config.model import (
 )
 from node.gateway import site
 from node.gateway.deliver import Deliverer
-from node.gateway.deliveries import Deliveries, State
+from node.gateway.deliveries import Deliveries, DeliveriesUnusable, State
 from node.gateway.hand_over import HandOver
-from node.gateway.holdings import StoreHoldings
+from node.gateway.holdings import StoreHoldings, Withheld
 from node.gateway.pacs import DimsePacs
 from node.gateway.site import Opened
 from node.gateway.uses import Uses
@@ -175,6 +175,25 @@ async def test_a_pacs_gets_what_is_received_since_it_first_takes(tmp_path, two_p
             assert await handed(new, MAIN, SECOND) == [MAIN, SECOND]
         uses = [(await beta.request(each)).uses for each in (old, middle, new)]
         assert uses == [0, 1, 2]
+
+
+@pytest.mark.parametrize("error", [Withheld(), DeliveriesUnusable("the disk is full")])
+async def test_what_cannot_be_begun_now_is_begun_later(tmp_path, monkeypatch, two_pacs, error):
+    def fail(*_):
+        raise error
+
+    async with granted(tmp_path) as (all_, _, request_id):
+        alpha, beta = all_.alpha, all_.beta
+        async with alpha.serving(), beta.serving() as exchange:
+            await exchange.requester.fetch(request_id, wait_s=30)
+        with monkeypatch.context() as patch:
+            patch.setattr(Deliverer, "submit", fail)
+            async with beta.acting() as acting:
+                assert not await Side(beta, acting, two_pacs, [MAIN]).work(request_id)
+        async with beta.acting() as acting:
+            side = Side(beta, acting, two_pacs, [MAIN])
+            assert await side.work(request_id)
+            assert side.waiting == [MAIN]
 
 
 @asynccontextmanager
