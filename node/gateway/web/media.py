@@ -29,6 +29,13 @@ _COMPRESSED = {
     "4.106": "video/mp4", "4.107": "video/H265", "4.108": "video/H265",
     "5": "image/dicom-rle", "8.1": "application/x-deflate",
 }  # fmt: skip
+# What earlier editions of PS3.18, and viewers of their time, call some of these.
+_OLD_NAMES = {
+    "image/dicom+jpeg": _JPEG,
+    "image/dicom+jpeg-ls": "image/jls", "image/x-jls": "image/jls",
+    "image/dicom+jp2": _J2K, "image/dicom+jpx": _JPX,
+    "image/dicom+rle": "image/dicom-rle", "image/x-dicom-rle": "image/dicom-rle",
+}  # fmt: skip
 FRAME_TYPES = {_PREFIX + tail: kind for tail, kind in _COMPRESSED.items()}
 
 _HEADER_CHARACTERS_MAX = 4_096
@@ -143,6 +150,7 @@ def frame_forms(ranges: list[MediaType]) -> list[Form]:
     for wanted in ranges:
         multipart = wanted.name in (MULTIPART, "multipart/*", "*/*")
         inner = wanted.parameters.get("type", "*/*" if multipart else wanted.name).lower()
+        inner = _OLD_NAMES.get(inner, inner)
         if inner == "*/*":
             # Frames as they are stored cost nothing; a client that says nothing gets the default.
             forms.append(Form(_syntax(wanted, EXPLICIT), multipart, ""))

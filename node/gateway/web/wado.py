@@ -252,7 +252,8 @@ def _frame_form(stored: str, count: int, forms: list[Form]) -> _FrameForm:
     for form in forms:
         if count > 1 and not form.multipart:
             continue
-        fits = form.media in ("", kind, f"{kind.partition('/')[0]}/*")
+        # Compressed octets, too: OHIF asks for octets in any syntax, and reads the part's head.
+        fits = form.media in ("", OCTETS, kind, f"{kind.partition('/')[0]}/*")
         if form.syntax in (AS_STORED, stored, given) and fits:
             return _FrameForm(kind, given, False, form.multipart)
         if form.syntax == EXPLICIT and form.media in ("", OCTETS, "application/*"):

@@ -62,6 +62,23 @@ def test_forms_of_frames():
     ]
 
 
+@pytest.mark.parametrize(
+    ("old", "current"),
+    [
+        ("image/dicom+jpeg", "image/jpeg"),
+        ("image/dicom+jpeg-ls", "image/jls"),
+        ("image/x-jls", "image/jls"),
+        ("image/dicom+jp2", "image/jp2"),
+        ("image/dicom+jpx", "image/jpx"),
+        ("image/X-DICOM-RLE", "image/dicom-rle"),
+    ],
+)
+def test_names_of_earlier_editions_are_understood(old, current):
+    for accept in (old, f'multipart/related; type="{old}"'):
+        (form,) = frame_forms(parse_accept(accept))
+        assert (form.media, form.syntax) == (current, "*")
+
+
 def test_nothing_that_fits_is_406():
     for refuse in (
         lambda: instance_forms(parse_accept("text/html")),

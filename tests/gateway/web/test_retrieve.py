@@ -202,6 +202,36 @@ async def test_compressed_frames_as_stored_and_decoded(serve, tmp_path):
         assert len(parts_of(headers, body)) == 3
 
 
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "multipart/related; type=application/octet-stream; transfer-syntax=*",  # OHIF's own
+        'multipart/related; type="application/octet-stream"; transfer-syntax=1.2.840.10008.1.2.5',
+        "multipart/related; type=image/x-dicom-rle; transfer-syntax=*",
+        'multipart/related; type="image/dicom+rle"',
+        'multipart/related; type="image/jls", multipart/related; type="image/dicom-rle"',
+    ],
+)
+async def test_viewers_get_compressed_frames_as_stored(serve, accept):
+    path = FILES / "MR_small_RLE.dcm"
+    async with serve([path]) as site:
+        status, headers, body = await site.get(path_of(path, "/frames/1"), accept)
+    assert status == 200
+    ((head, data),) = parts_of(headers, body)
+    assert "image/dicom-rle; transfer-syntax=1.2.840.10008.1.2.5" in head
+    assert data in path.read_bytes()
+
+
+async def test_octets_of_no_syntax_are_samples(serve):
+    path = FILES / "MR_small_RLE.dcm"
+    octets = 'multipart/related; type="application/octet-stream"'
+    async with serve([path]) as site:
+        _, headers, body = await site.get(path_of(path, "/frames/1"), octets)
+    ((head, data),) = parts_of(headers, body)
+    assert "application/octet-stream; transfer-syntax=1.2.840.10008.1.2.1" in head
+    assert data == pydicom.dcmread(path).pixel_array.tobytes()
+
+
 async def test_long_values_are_fetched_by_the_address_that_metadata_gives(serve, tmp_path):
     inner, outer = bytes(range(256)) * 8, b"%PDF-1" + bytes(3_000_000)
     item = pydicom.Dataset()
