@@ -159,7 +159,7 @@ def read_keys(level: Level, keys: Iterable[tuple[int, str]]) -> Search:
 
 
 def _uids(tag: int, text: str) -> frozenset[str]:
-    uids = frozenset(matching.split_uids(text))
+    uids = frozenset(matching.split_list(text))
     if len(uids) > SUBOPERATIONS_MAX or not all(is_uid(uid) for uid in uids):
         raise InvalidIdentifier(f"the value of {tag:08X} is not a UID or a list of UIDs")
     return uids

@@ -65,7 +65,7 @@ class Query:
         """The Study Instance UIDs that are asked for; empty if any will do."""
         for key in self.keys[Level.STUDY]:
             if key.tag == tags.STUDY_INSTANCE:
-                return split_uids(key.value)
+                return split_list(key.value)
         return []
 
 
@@ -141,7 +141,7 @@ def _check_value(tag: int, value: str) -> None:
     vr = vr_of(tag)
     if len(value) > TEXT_MAX or "\0" in value:
         raise _bad(f"the value of {tag:08X} is too long")
-    if vr == "UI" and not all(_UID.fullmatch(uid) and len(uid) <= 64 for uid in split_uids(value)):
+    if vr == "UI" and not all(_UID.fullmatch(uid) and len(uid) <= 64 for uid in split_list(value)):
         raise _bad(f"the value of {tag:08X} is not a UID or a list of UIDs")
     if vr in _SPANS and value.strip():
         ends = value.strip().split("-") if "-" in value else [value.strip()]
@@ -154,9 +154,10 @@ def _is_moment(vr: str, text: str) -> bool:
     return not text or bool(_SPANS[vr].fullmatch(text))
 
 
-def split_uids(value: str) -> list[str]:
-    """Return the UIDs of a list, separated by comma or backslash."""
-    return [uid.strip() for uid in re.split(r"[,\\]", value) if uid.strip()]
+def split_list(value: str) -> list[str]:
+    """Return the values of a list, of which none has a comma in itself, as UIDs have not; they are
+    separated by comma or backslash."""
+    return [each.strip() for each in re.split(r"[,\\]", value) if each.strip()]
 
 
 def _number(options: Mapping[str, str], name: str, default: int) -> int:
@@ -187,12 +188,13 @@ def _matches(key: Key, values: Values) -> bool:
     if key.value == "*" and vr not in _NO_WILDCARD:
         return True  # universal matching, also of what is absent
     if vr == "UI":
-        return not set(split_uids(key.value)).isdisjoint(values)
+        return not set(split_list(key.value)).isdisjoint(values)
     if vr in _SPANS:
         return any(_in_span(vr, key.value, value) for value in values if value)
     if vr in ("IS", "US", "UL", "DS"):
         return any(_same_number(key.value, value) for value in values)
-    wanted = key.value.split("\\") if key.tag == tags.MODALITIES_IN_STUDY else [key.value]
+    # OHIF puts a comma between the modalities that a user chooses.
+    wanted = split_list(key.value) if key.tag == tags.MODALITIES_IN_STUDY else [key.value]
     return any(_like(vr, text, value) for text in wanted for value in values)
 
 
