@@ -18,6 +18,7 @@ from node.gateway.audit.anchoring import Anchored, anchor_trail, is_anchored, pr
 from node.gateway.audit.auditor import folder_of
 from node.gateway.audit.chain import Report, verify
 from node.gateway.audit.evidence import evidence_file
+from node.gateway.audit.reader import first_here, last_here
 from node.gateway.audit.segments import segments
 from node.gateway.audit.sender import RESEND
 
@@ -123,11 +124,17 @@ def resend(
         folder = _folder(config)
         if config.audit.host is None:
             raise Failure(USAGE, "the config names no repository: [gateway.audit] host")
-        (folder / RESEND).write_text(str(first), "ascii")
+        last, oldest = last_here(folder), first_here(folder)
+        if first > last + 1:
+            raise Failure(USAGE, f"there is no record {first}: the last one is {last}")
+        begin = max(first, oldest)
+        (folder / RESEND).write_text(str(begin), "ascii")
         if as_json:
-            show_json({"first": first})
-        else:
-            say(f"The gateway sends all records from {first} on again, once it runs.")
+            show_json({"first": begin})
+            return
+        if begin > first:
+            say(f"Records up to {begin - 1} are not here any more.")
+        say(f"The gateway sends all records from {begin} on again, once it runs.")
 
 
 async def _anchor(call: Call, config: GatewayConfig) -> list[Anchored]:

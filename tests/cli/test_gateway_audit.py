@@ -138,17 +138,42 @@ def test_anchoring_goes_on_where_it_was_interrupted(east, tmp_path):
     assert leaves_file(first).exists()
 
 
-def test_sending_again_needs_a_repository(east, tmp_path):
-    answer = run("gateway", "audit", "resend", "--from", 7, "-c", east)
-    assert answer.status == 2
-    assert "names no repository" in answer.words
+@pytest.fixture
+def name_repository(east):
+    """Return a function that gives the config a repository."""
     files = "".join(
         f'{name} = "x.pem"\n' for name in ("certificate_file", "key_file", "trust_file")
     )
-    with east.open("a") as file:
-        file.write(f'[gateway.audit]\nhost = "repository.example"\n{files}')
+
+    def name():
+        with east.open("a") as file:
+            file.write(f'[gateway.audit]\nhost = "repository.example"\n{files}')
+
+    return name
+
+
+def test_sending_again_needs_a_repository(east, tmp_path, name_repository):
+    answer = run("gateway", "audit", "resend", "--from", 7, "-c", east)
+    assert answer.status == 2
+    assert "names no repository" in answer.words
+    name_repository()
     assert asked("gateway", "audit", "resend", "--from", 7, "-c", east) == {"first": 7}
     assert (tmp_path / "spool" / "audit" / "resend").read_text() == "7"
+
+
+def test_only_records_that_are_here_are_sent_again(east, tmp_path, name_repository):
+    name_repository()
+    folder = tmp_path / "spool" / "audit"
+    answer = run("gateway", "audit", "resend", "--from", 22, "-c", east)
+    assert answer.status == 2
+    assert "the last one is 20" in answer.words
+    assert not (folder / "resend").exists()
+    assert asked("gateway", "audit", "resend", "--from", 21, "-c", east) == {"first": 21}
+    segments(folder)[0].path.unlink()
+    first = segments(folder)[0].first
+    answer = run("gateway", "audit", "resend", "--from", 1, "-c", east)
+    assert f"Records up to {first - 1} are not here any more." in answer.words
+    assert (folder / "resend").read_text() == str(first)
 
 
 def test_a_repository_needs_certificates_on_both_sides(east):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from node.gateway.audit.errors import RecordInvalid, TrailUnusable
 from node.gateway.audit.record import LINE_BYTES_MAX, Record, decode, link
-from node.gateway.audit.segments import Segment, locked, segments
+from node.gateway.audit.segments import Segment, last_line, locked, segments
 
 PIECE_BYTES = 64 << 10
 
@@ -17,6 +17,33 @@ class Line(NamedTuple):
 
     record: Record
     digest: str  # 64 hex digits
+
+
+def first_here(folder: Path) -> int:
+    """Return the first record that was not removed, 1 if there is none yet.
+
+    Raises `TrailUnusable`.
+    """
+    try:
+        return next((each.first for each in segments(folder)), 1)
+    except OSError as error:
+        raise _unreadable(error) from error
+
+
+def last_here(folder: Path) -> int:
+    """Return the last record, 0 if there is none yet. Raises `TrailUnusable`."""
+    try:
+        with locked(folder, shared=True):
+            found = segments(folder)
+            if not found:
+                return 0
+            with found[-1].path.open("rb") as file:
+                line, _ = last_line(file.fileno(), os.fstat(file.fileno()).st_size)
+        return decode(line).seq if line else found[-1].first - 1
+    except OSError as error:
+        raise _unreadable(error) from error
+    except RecordInvalid as error:
+        raise TrailUnusable(f"the audit trail ends with {error}") from error
 
 
 class Reader:
@@ -53,7 +80,7 @@ class Reader:
         try:
             return self._read(count)
         except OSError as error:
-            raise TrailUnusable(f"the audit trail cannot be read: {error.strerror}") from error
+            raise _unreadable(error) from error
 
     def _read(self, count: int) -> list[Line]:
         found: list[Line] = []
@@ -128,3 +155,7 @@ class Reader:
         self._next += 1
         self._offset += len(line) + 1
         return Line(record, link(line))
+
+
+def _unreadable(error: OSError) -> TrailUnusable:
+    return TrailUnusable(f"the audit trail cannot be read: {error.strerror}")

@@ -23,7 +23,7 @@ from node.gateway.audit import sent
 from node.gateway.audit.connection import Connection, Repository, client_context
 from node.gateway.audit.errors import TrailUnusable
 from node.gateway.audit.message import Site
-from node.gateway.audit.reader import Reader
+from node.gateway.audit.reader import Reader, first_here, last_here
 from node.gateway.audit.sent import Sent
 from node.gateway.audit.syslog import frame
 
@@ -108,11 +108,23 @@ class Sender:
         return 0.0 if is_more else poll_seconds
 
     def _connect(self) -> None:
+        self._pass_over_what_is_gone()
         place = self._repository
         self._connection = Connection(self._context, place.host, place.port)
         self._unsettled.clear()
         self._reader = Reader(self._folder, self._sent + 1)
         self._connected_s = self._clock()
+
+    def _pass_over_what_is_gone(self) -> None:
+        """Go on at the first record that is here: what is behind must not be held up for ever."""
+        first = first_here(self._folder)
+        if self._sent + 1 < first:
+            log.error(
+                "audit records are gone that were to be sent first=%d last=%d",
+                self._sent + 1,
+                first - 1,
+            )
+            self._note(first - 1)
 
     def _send(self) -> bool:
         """Send what there is, up to a batch; return whether there may be more."""
@@ -167,7 +179,10 @@ class Sender:
         self._sent = seq
 
     def _obey(self) -> None:
-        """Send again from where an operator asks for it."""
+        """Send again from where an operator asks for it, or from the first record that is here.
+
+        A number beyond the record to come is a slip: to obey would leave out all before it.
+        """
         path = self._folder / RESEND
         try:
             seq = int(path.read_text("ascii"))
@@ -175,10 +190,14 @@ class Sender:
             return
         except ValueError:
             seq = 1
-        self._break_off()
-        self._note(max(0, seq - 1))
+        if seq > last_here(self._folder) + 1:
+            log.error("audit records are not sent again: there is no record %d yet", seq)
+        else:
+            self._break_off()
+            seq = max(seq, first_here(self._folder))
+            self._note(seq - 1)
+            log.warning("audit records are sent again from record=%d", seq)
         path.unlink(missing_ok=True)
-        log.warning("audit records are sent again from record=%d", seq)
 
     def _break_off(self) -> None:
         if self._connection is not None:

@@ -206,6 +206,48 @@ def test_an_operator_has_records_sent_again(trail, make_sender, repository, tick
     assert not (folder / RESEND).exists()
 
 
+@pytest.mark.parametrize(("asked", "first"), [("2000", 11), ("0", 1), ("no number", 1)])
+def test_a_number_without_a_record_does_not_end_the_sending(
+    trail, make_sender, repository, ticks, folder, asked, first
+):
+    fill(trail, 9)
+    sender = make_sender()
+    exhaust(sender)
+    settle(sender, ticks, 10)
+    (folder / RESEND).write_text(asked)
+    last = fill(trail, 5)
+    exhaust(sender)
+    repository.wait(lambda: repository.sequences()[-1] == last)
+    assert not (folder / RESEND).exists()
+    assert repository.sequences() == [*range(1, 11), *range(first, last + 1)]
+
+
+def test_records_that_are_gone_are_told_once_and_passed_over(
+    trail, make_sender, repository, ticks, folder, caplog
+):
+    last = fill(trail, 60)
+    gone = segments(folder)[:3]
+    first = segments(folder)[3].first
+    for each in gone:
+        each.path.unlink()
+    repository.stop()
+    sender = make_sender()
+    sender.turn()
+    sender.turn()
+    repository.start()
+    exhaust(sender)
+    repository.wait(lambda: repository.sequences()[-1:] == [last])
+    assert repository.sequences() == list(range(first, last + 1))
+    told = f"audit records are gone that were to be sent first=1 last={first - 1}"
+    assert caplog.text.count(told) == 1
+    settle(sender, ticks, last)
+    (folder / RESEND).write_text("1")
+    exhaust(sender)
+    repository.wait(lambda: len(repository.messages) == 2 * (last - first + 1))
+    assert distinct(repository.sequences()) == list(range(first, last + 1))
+    assert caplog.text.count("are gone") == 1
+
+
 def test_the_sender_holds_little_of_a_long_trail(trail, make_sender, repository, monkeypatch):
     last = fill(trail, 10 * BATCH)
     sender = make_sender()
