@@ -7,8 +7,10 @@ from contextlib import asynccontextmanager
 from io import BytesIO
 from pathlib import Path
 
+import pydicom
 from aiohttp import web
 from PIL import Image
+from pydicom.uid import RLELossless
 
 from tests.gateway.web.conftest import TOKEN, serving
 from tests.interop.browser import Page, browser
@@ -62,11 +64,24 @@ def prepare() -> None:
 
 def run(work: Path) -> list[str]:
     """Check, and return what was found."""
-    return asyncio.run(_run(work))
+    native = head_ct()
+    compressed = [_compressed(path, work / path.name) for path in native]
+    found = []
+    for how, paths in (("as they came", native), ("in RLE", compressed)):
+        folder = work / how
+        folder.mkdir()
+        found.append(asyncio.run(_run(folder, paths, how)))
+    return found
 
 
-async def _run(work: Path) -> list[str]:
-    paths = head_ct()
+def _compressed(path: Path, target: Path) -> Path:
+    ds = pydicom.dcmread(path)
+    ds.compress(RLELossless, generate_instance_uid=False)
+    ds.save_as(target)
+    return target
+
+
+async def _run(work: Path, paths: list[Path], how: str) -> str:
     port = free_port()
     origin = f"http://127.0.0.1:{port}"
     async with (
@@ -97,10 +112,10 @@ async def _run(work: Path) -> list[str]:
         assert not page.errors, page.errors[:3]
     assert tissue > 0.02, f"no image: {tissue:.1%} of the viewport is grey"
     assert bone > 0.01, f"no image: {bone:.1%} of the viewport is bright"
-    return [
-        f"{VIEWER}: {len(slices)} slices retrieved, nothing refused; of the viewport {tissue:.0%} "
-        f"are grey and {bone:.0%} bright"
-    ]
+    return (
+        f"{VIEWER}: {len(slices)} slices {how} retrieved, nothing refused; of the viewport "
+        f"{tissue:.0%} are grey and {bone:.0%} bright"
+    )
 
 
 async def _grey(page: Page) -> tuple[float, float]:
