@@ -104,8 +104,12 @@ class DimsePacs:
             ) as association:
                 _must_offer(association, GET)
                 for instance in instances[done:]:
-                    _ask(association, GET, _unique_keys(instance))
+                    _, status = _ask(association, GET, _unique_keys(instance))
                     with inbox.taken(instance.sop_uid) as path:
+                        if path is None and status != _SUCCESS:
+                            # A PACS that can do it at all may not be able to do it now.
+                            kind = Unreachable if done else NotOffered
+                            raise kind(f"C-GET ends with status_{status:04x}")
                         on_fetched(instance, path)
                     done += 1
                     if not association.is_established:
@@ -123,7 +127,9 @@ class DimsePacs:
                 asked.QueryRetrieveLevel = "IMAGE"
                 asked.StudyInstanceUID, asked.SeriesInstanceUID = study_uid, series_uid
                 asked.SOPInstanceUID = ""
-                rows = _ask(association, FIND, asked)
+                rows, status = _ask(association, FIND, asked)
+                if status != _SUCCESS:
+                    raise Unreachable(f"C-FIND ends with status_{status:04x}")
                 found.update(str(row.get("SOPInstanceUID", "")) for row in rows)
         return frozenset(found)
 
@@ -154,6 +160,7 @@ class _Inbox:
     def __init__(self, folder: Path) -> None:
         self._path = folder / "fetched.dcm"
         self._sop_uid = ""
+        self._error: OSError | None = None
 
     def take(self, event: evt.Event) -> int:
         request: Any = event.request
@@ -167,7 +174,8 @@ class _Inbox:
         write_file_meta_info(head, meta, enforce_standard=True)
         try:
             self._path.write_bytes(bytes(128) + b"DICM" + head.getvalue() + data)
-        except OSError:
+        except OSError as error:
+            self._error = error  # so that nobody takes it for a failure of the PACS
             return 0xA700
         self._sop_uid = str(request.AffectedSOPInstanceUID)
         return _SUCCESS
@@ -175,6 +183,8 @@ class _Inbox:
     @contextmanager
     def taken(self, sop_uid: str) -> Iterator[Path | None]:
         try:
+            if self._error is not None:
+                raise self._error
             yield self._path if self._sop_uid == sop_uid else None
         finally:
             self._sop_uid = ""
@@ -209,8 +219,11 @@ def _must_offer(association: Association, service: str) -> None:
         raise NotOffered("the PACS does not offer it")
 
 
-def _ask(association: Association, service: str, keys: Dataset) -> list[Dataset]:
-    """Return the identifiers of the pending answers. Raises `Unreachable` without a last one."""
+def _ask(association: Association, service: str, keys: Dataset) -> tuple[list[Dataset], int]:
+    """Return the identifiers of the pending answers, and the status of the last one.
+
+    Raises `Unreachable` without a last one.
+    """
     send = association.send_c_get if service == GET else association.send_c_find
     found, status = [], None
     try:
@@ -222,4 +235,4 @@ def _ask(association: Association, service: str, keys: Dataset) -> list[Dataset]
         raise Unreachable("the association ended before it was asked") from error
     if status is None or not association.is_established:
         raise Unreachable("the PACS does not answer")
-    return found
+    return found, int(status)

@@ -110,6 +110,8 @@ class WebPacs:
             with self._asked("GET", f"/studies/{study_uid}/instances", headers) as answer:
                 if answer.status in _NOT_OFFERED:
                     raise NotOffered(f"QIDO-RS is answered with {answer.status}")
+                if answer.status not in (200, 204):
+                    raise Unreachable(f"QIDO-RS is answered with {answer.status}")
                 rows = _json(answer) if answer.status == 200 else []
             for row in rows if isinstance(rows, list) else []:
                 found.update(_values(row, _SOP_UID))

@@ -9,6 +9,7 @@ import pydicom
 import pynetdicom
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom.dimse_primitives import C_GET
 
 from node.gateway.dataset_bytes import skip_meta
 from node.gateway.deliver import ATTEMPTS_MAX, Deliverer, UnknownStudy
@@ -108,6 +109,17 @@ def site(tmp_path, clock, paths):
     yield make
     for one in sites:
         one._deliveries.close()
+
+
+def ending_with(status):
+    """Return a handler of C-FIND or C-GET that answers only so."""
+
+    def handle(event):
+        if isinstance(event.request, C_GET):
+            yield 1
+        yield status, None
+
+    return handle
 
 
 def dimse(pacs):
@@ -210,6 +222,56 @@ def test_a_pacs_that_gives_nothing_back_is_asked_what_it_lists(site, make_pacs):
     here = site(dimse(make_pacs(gives_back=False)))
     progress = here.deliver()
     assert (progress.state, progress.found, progress.verified) == (State.DONE, 8, 0)
+
+
+@pytest.mark.parametrize("status", [0xA702, 0xB000, 0xC000, 0xFE00])
+def test_a_pacs_that_cannot_give_back_is_asked_what_it_lists(site, make_pacs, status):
+    pacs = make_pacs()
+    pacs._get = ending_with(status)
+    pacs.stop()
+    pacs.start()
+    progress = site(dimse(pacs)).deliver()
+    assert (progress.state, progress.found, progress.verified) == (State.DONE, 8, 0)
+    assert len(pacs.received) == 8
+
+
+def test_a_failure_on_the_way_of_reading_back_sends_nothing_again(site, make_pacs):
+    pacs = make_pacs()
+    give, given = pacs._get, []
+
+    def get(event):
+        given.append(event.identifier.SOPInstanceUID)
+        yield from ending_with(0xC000)(event) if len(given) == 3 else give(event)
+
+    pacs._get = get
+    pacs.stop()
+    pacs.start()
+    here = site(dimse(pacs))
+    progress = here.deliver()
+    assert (progress.state, progress.reason) == (State.WAITING, "C-GET ends with status_c000")
+    assert (progress.verified, progress.sent) == (2, 6)
+    assert here.again().verified == len(pacs.received) == 8
+
+
+def test_a_search_that_fails_does_not_say_that_there_is_nothing(site, make_pacs):
+    pacs = make_pacs(gives_back=False)
+    pacs._find = ending_with(0xA700)
+    pacs.stop()
+    pacs.start()
+    here = site(dimse(pacs))
+    here.deliver()
+    progress = here.again()
+    assert (progress.state, progress.reason) == (State.WAITING, "C-FIND ends with status_a700")
+    assert len(pacs.received) == progress.sent == 8
+
+
+def test_what_cannot_be_written_here_is_no_failure_of_the_pacs(site, make_pacs):
+    here = site(way := dimse(make_pacs()))
+    fetch = way.fetch
+    way.fetch = lambda instances, folder, *more: fetch(instances, folder / "missing", *more)
+    progress = here.deliver()
+    reason = "the store or the disk fails: FileNotFoundError"
+    assert (progress.state, progress.sent, progress.reason) == (State.WAITING, 8, reason)
 
 
 def test_a_full_pacs_is_asked_again_later(site, make_pacs):

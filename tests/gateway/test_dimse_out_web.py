@@ -118,6 +118,23 @@ def test_what_is_no_answer_is_no_instance(tmp_path, paths, status, kind, body, e
         way.fetch([instance], tmp_path, lambda *_: None)
 
 
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [(401, Unreachable), (500, Unreachable), (503, Unreachable), (404, NotOffered)],
+)
+def test_a_search_that_fails_does_not_say_that_there_is_nothing(paths, status, error):
+    instances = FolderHoldings(paths[:1]).study(STUDY).instances
+    with answering(status, "text/plain", b"") as way, pytest.raises(error):
+        way.lists(instances)
+
+
+def test_a_search_that_finds_nothing_says_so(paths):
+    instances = FolderHoldings(paths[:1]).study(STUDY).instances
+    for status, body in ((204, b""), (200, b"[]")):
+        with answering(status, "application/dicom+json", body) as way:
+            assert way.lists(instances) == frozenset()
+
+
 def test_an_answer_without_end_is_left(tmp_path, paths, monkeypatch):
     monkeypatch.setattr(webpacs, "READ_BACK_BYTES_MAX", 1_000)
     (instance, *_) = FolderHoldings(paths[:1]).study(STUDY).instances
