@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from node.gateway import pdu
+from node.gateway.listening import Listening
 from node.gateway.pdu import Callers, InvalidPdu, Rejection
 
 log = logging.getLogger(__name__)
@@ -24,8 +25,6 @@ log = logging.getLogger(__name__)
 COPY_BYTES = 64 * 1024
 HANDSHAKE_SECONDS = 10.0
 HANG_UP_SECONDS = 5.0
-_BACKLOG = 128
-_EXHAUSTED_SECONDS = 0.2
 _REPORT_SECONDS = 60.0  # one event for many refusals of one kind from one address
 
 # Called with a socket and the peer's IP address; False when no association can be served now.
@@ -55,8 +54,7 @@ class Front:
         self, rules: FrontRules, hand: Hand, report: Report, tls: ssl.SSLContext | None = None
     ) -> None:
         self._rules, self._hand, self._report, self._tls = rules, hand, report, tls
-        self._listening: list[socket.socket] = []
-        self._accepting: list[asyncio.Task[None]] = []
+        self._listening = Listening(self._welcome)
         self._connections: set[asyncio.Task[None]] = set()
         self._unclaimed: set[socket.socket] = set()  # accepted; their task has not begun
         self._associations = 0
@@ -65,23 +63,12 @@ class Front:
 
     async def start(self, host: str, port: int) -> None:
         """Listen. Raises `OSError`."""
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        for family, address in sorted({(each[0], each[4]) for each in found}):
-            listening = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
-            listening.setblocking(False)
-            self._listening.append(listening)
-        self._accepting = [loop.create_task(self._accept(each)) for each in self._listening]
+        await self._listening.start(host, port)
 
     @property
     def port(self) -> int:
         """The port that we listen on."""
-        if not self._listening:
-            raise ValueError("the front does not listen")
-        number: int = self._listening[0].getsockname()[1]
-        return number
+        return self._listening.port
 
     @property
     def connections(self) -> int:
@@ -97,25 +84,13 @@ class Front:
         """Close the door and end what is under way."""
         if self._forgetting is not None:
             self._forgetting.cancel()
-        tasks = [*self._accepting, *self._connections]
+        await self._listening.stop()
+        tasks = list(self._connections)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for left in (*self._listening, *self._unclaimed):
+        for left in self._unclaimed:
             left.close()
-
-    async def _accept(self, listening: socket.socket) -> None:
-        """Take connections up. TLS comes with the transport: begun later on an open one, as by
-        `start_tls`, it may miss the peer's first bytes, which have been read by then."""
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                accepted, address = await loop.sock_accept(listening)
-            except OSError as error:  # no descriptors, no memory: others may give some back
-                log.warning("a connection cannot be taken reason=%s", error.strerror)
-                await asyncio.sleep(_EXHAUSTED_SECONDS)
-                continue
-            self._welcome(accepted, address[0])
 
     def _welcome(self, accepted: socket.socket, peer: str) -> None:
         if len(self._connections) >= self._rules.connections_max:
@@ -157,7 +132,11 @@ class Front:
     async def _open(
         self, accepted: socket.socket
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Return the connection's streams, after the handshake if there is TLS."""
+        """Return the connection's streams, after the handshake if there is TLS.
+
+        TLS comes with the transport: begun later on an open one, as by `start_tls`, it may miss the
+        peer's first bytes, which have been read by then.
+        """
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(limit=COPY_BYTES)
         protocol = asyncio.StreamReaderProtocol(reader)

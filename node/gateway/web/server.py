@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import orjson
 from aiohttp import web
@@ -24,6 +25,7 @@ from node.config.model import WebConfig
 from node.gateway.holdings import Holdings, Withheld
 from node.gateway.web import media, qido, stow
 from node.gateway.web.audit import Action, Audit, NoAudit, WebAccess
+from node.gateway.web.door import Door
 from node.gateway.web.errors import Problem
 from node.gateway.web.fence import Decoder
 from node.gateway.web.gate import ALLOWED_HEADERS, ALLOWED_METHODS, Gate, Role, Tokens, host_name
@@ -90,7 +92,7 @@ class WebServer:
         )
         self._gate: Gate | None = None
         self._runner: web.AppRunner | None = None
-        self._listener: asyncio.Server | None = None
+        self._door: Door | None = None
         self.port = config.port
 
     @property
@@ -119,20 +121,20 @@ class WebServer:
             lingering_time=min(_LINGER_S, self._limits.idle_timeout_ms / 1000),
         )
         await self._runner.setup()
+        server = cast(web.Server, self._runner.server)  # there is one by now
+        self._door = Door(server, self._limits, context, self._one_too_many)
         try:
-            self._listener = await asyncio.get_running_loop().create_server(
-                self._connection, config.host, config.port, ssl=context
-            )
+            self.port = await self._door.start(config.host, config.port)
         except OSError as error:
+            await self._door.stop()
             await self._runner.cleanup()
             address = f"{config.host}:{config.port}"
             raise OSError(error.errno, f"DICOMweb cannot listen on {address}: {error}") from error
-        self.port = self._listener.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
         """Stop listening, end what is under way, and let go of threads and processes."""
-        if self._listener is not None:
-            self._listener.close()
+        if self._door is not None:
+            await self._door.stop()
         if self._runner is not None:
             await self._runner.cleanup()
         await asyncio.gather(*self._telling)
@@ -166,12 +168,6 @@ class WebServer:
         except (OSError, ssl.SSLError) as error:
             raise OSError(f"DICOMweb cannot use {certificate} with {key}: {error}") from error
         return context
-
-    def _connection(self) -> asyncio.Protocol:
-        server = self._runner.server if self._runner is not None else None
-        if server is None or len(server.connections) >= self._limits.connections_max:
-            return _Refuse(self._one_too_many)
-        return server()
 
     def _one_too_many(self, remote: str) -> None:
         """Record that connections are refused, once a minute at most."""
@@ -390,18 +386,6 @@ _SEARCHES = {
     "/studies/{study}/instances": Level.INSTANCE,
     "/studies/{study}/series/{series}/instances": Level.INSTANCE,
 }
-
-
-class _Refuse(asyncio.Protocol):
-    """A connection too many."""
-
-    def __init__(self, on_refused: Callable[[str], None]) -> None:
-        self._on_refused = on_refused
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if isinstance(transport, asyncio.Transport):
-            self._on_refused((transport.get_extra_info("peername") or ("",))[0])
-            transport.abort()
 
 
 def _token(path: Path) -> str:
