@@ -131,6 +131,7 @@ class Parser:
         self._guess = guess  # a trial does not try again, or nesting would cost exponentially
         self._position = stream.tell()
         self._size = size
+        self._ends_at_fragments = False
         self._elements = 0
         self._stack: list[_Open] = []
 
@@ -140,6 +141,16 @@ class Parser:
         self._stream.seek(self._position)
         implicit = is_implicit(first, syntax)
         self._run(_Open(False, self._size, False, implicit, syntax.little_endian))
+
+    def header(self, syntax: Syntax) -> None:
+        """Read to the first fragment of the data set's own compressed pixel data, which is the one
+        that the visitor is told of; to the end where there is none."""
+        self._ends_at_fragments = True
+        self.data_set(syntax)
+
+    def fragments(self) -> None:
+        """Read compressed pixel data, which is in little-endian form, from its offset table on."""
+        self._fragments(_Open(False, self._size, False, False, True), PIXEL_DATA)
 
     def items(self) -> None:
         """Read the items of a sequence in implicit little-endian form, to the end."""
@@ -308,6 +319,10 @@ class Parser:
             if len(spans) == self._limits.fragments_max:
                 self._refuse("limit", f"more than {self._limits.fragments_max} fragments")
             spans.append(self._skip(head[1], top.end))
+            if self._ends_at_fragments and len(self._stack) == 1:
+                self._visitor.fragments(tag, offset_table, spans)
+                self._stack.clear()
+                return
         if head != (SEQUENCE_END, 0):
             self._refuse("malformed", "compressed pixel data does not end with a delimiter")
         self._visitor.fragments(tag, offset_table, spans)

@@ -85,6 +85,7 @@ class PixelPlace:
     vr: str
     offset: int  # of its value
     length: int | None  # None: encapsulated
+    has_table: bool = False  # of offsets, the basic one: where each frame begins
 
 
 @dataclass(slots=True)
@@ -112,6 +113,12 @@ class Opened:
             if not piece:
                 raise Failed("damaged", "the stored file became shorter")
             yield piece
+
+    def walk_fragments(self) -> None:
+        """Read all fragments' heads. Raises `UnreadableInstance`, as for more than are allowed."""
+        if self.pixels is not None:
+            self.stream.seek(self.pixels.offset)
+            Parser(self.stream, self.size, "instance", LIMITS, _Plain(self.stream)).fragments()
 
     def number(self, tag: int, default: int = 0) -> int:
         """Return the element `tag` as a number that is not negative."""
@@ -193,16 +200,17 @@ def _open_deep(stream: BinaryIO, size: int, syntax: Syntax) -> Opened:
 
 
 def _scan(stream: BinaryIO, size: int, syntax: Syntax, limits: Limits) -> "_Plain":
-    found = _Plain(stream, syntax)
-    Parser(stream, size, "instance", limits, found).data_set(syntax)
+    # Not the fragments, whose heads are all over the file: what needs them walks them.
+    found = _Plain(stream)
+    Parser(stream, size, "instance", limits, found).header(syntax)
     return found
 
 
 class _Plain:
     """A `Visitor` that keeps the plain top-level values, and where the pixels are."""
 
-    def __init__(self, stream: BinaryIO, syntax: Syntax) -> None:
-        self._stream, self._syntax, self._depth = stream, syntax, 0
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self._depth = stream, 0
         self.values: dict[BaseTag, DataElement | RawDataElement] = {}
         self.pixels: PixelPlace | None = None
 
@@ -239,7 +247,7 @@ class _Plain:
     def fragments(self, tag: int, offset_table: bytes, spans: list[Span]) -> None:
         if not self._depth and spans:
             start = spans[0].offset - 16 - len(offset_table)
-            self.pixels = PixelPlace(tag, "OB", start, None)
+            self.pixels = PixelPlace(tag, "OB", start, None, bool(offset_table))
 
     def encodings(self) -> list[str]:
         """Return the codecs of the data set's text."""

@@ -69,14 +69,16 @@ def stored_frame(opened: Opened, layout: Layout, number: int, bytes_max: int) ->
 def _codestream(
     opened: Opened, layout: Layout, place: PixelPlace, number: int, bytes_max: int
 ) -> bytes:
-    opened.stream.seek(place.offset)
     extended = None
     if 0x7FE00001 in opened.header and 0x7FE00002 in opened.header:
         tables = opened.element(0x7FE00001), opened.element(0x7FE00002)
         if tables[0] is not None and tables[1] is not None:
             extended = (tables[0].value, tables[1].value)
+    if extended is None and not place.has_table:
+        opened.walk_fragments()  # within limits: pydicom keeps where each of them is
     if layout.frames == 1 and opened.size - place.offset > 2 * bytes_max:
         raise Failed("limit", "the frame is too long to be given alone")
+    opened.stream.seek(place.offset)
     try:
         frame: bytes = get_frame(
             opened.stream,

@@ -167,43 +167,46 @@ class Retriever:
         self, instance: HeldInstance, numbers: Sequence[int], forms: list[Form]
     ) -> Answer:
         """Return frames in the first form that they can be given in."""
-        layout = await self._read(instance, layout_of, deep=False)
-        if max(numbers) > layout.frames:
-            raise not_found("frame")
         form = _frame_form(instance.syntax, len(numbers), forms)
         get = self._decoded_frame if form.is_decoded else self._stored_frame
         header = f"{form.media}; transfer-syntax={form.syntax}"
-        first = await get(instance, layout, numbers[0])
+        first = await get(instance, numbers[0], max(numbers))
         if not form.multipart:
             return Answer(header, _one(first), len(first))
 
         async def parts() -> AsyncGenerator[Part, None]:
             yield Part(header, len(first), _one(first))
             for number in numbers[1:]:
-                frame = await get(instance, layout, number)
+                frame = await get(instance, number, number)
                 yield Part(header, len(frame), _one(frame))
 
         return _multipart(form.media, parts())
 
-    async def _stored_frame(self, instance: HeldInstance, layout: Layout, number: int) -> bytes:
-        limit = self._limits.frame_bytes_max
-        return await self._read(
-            instance, lambda opened: stored_frame(opened, layout, number, limit), deep=False
-        )
+    async def _stored_frame(self, instance: HeldInstance, number: int, last: int) -> bytes:
+        """Return one frame of an image that has a frame `last`, too, or raise `Problem`."""
 
-    async def _decoded_frame(self, instance: HeldInstance, layout: Layout, number: int) -> bytes:
-        return await self._decode("native", instance, layout, number, {})
+        def take(opened: Opened) -> bytes:
+            layout = _layout_with(opened, last)
+            return stored_frame(opened, layout, number, self._limits.frame_bytes_max)
+
+        return await self._read(instance, take, deep=False)
+
+    async def _decoded_frame(self, instance: HeldInstance, number: int, last: int) -> bytes:
+        return await self._decode("native", instance, number, last, {})
 
     async def _decode(
         self,
         operation: str,
         instance: HeldInstance,
-        layout: Layout,
         number: int,
+        last: int,
         wishes: dict[str, Any],
     ) -> bytes:
-        limit = self._limits.frame_bytes_max
-        file = await self._read(instance, lambda o: single_frame(o, layout, number, limit))
+        def take(opened: Opened) -> bytes:
+            layout = _layout_with(opened, last)
+            return single_frame(opened, layout, number, self._limits.frame_bytes_max)
+
+        file = await self._read(instance, take)
         try:
             return await self._decoder.call(operation, file, wishes)
         except Failed as error:
@@ -213,10 +216,8 @@ class Retriever:
         self, instance: HeldInstance, number: int | None, wishes: dict[str, Any]
     ) -> Answer:
         """Return a frame as a picture; without a number the first."""
-        layout = await self._read(instance, layout_of, deep=False)
-        if number is not None and not 1 <= number <= layout.frames:
-            raise not_found("frame")
-        image = await self._decode("picture", instance, layout, number or 1, wishes)
+        chosen = 1 if number is None else number
+        image = await self._decode("picture", instance, chosen, chosen, wishes)
         return Answer(wishes["media"], _one(image), len(image))
 
     # Threads
@@ -259,6 +260,14 @@ def _frame_form(stored: str, count: int, forms: list[Form]) -> _FrameForm:
         if form.syntax == EXPLICIT and form.media in ("", OCTETS, "application/*"):
             return _FrameForm(OCTETS, EXPLICIT, True, form.multipart)
     raise not_acceptable(f"the frames are stored in {stored}, as {kind}")
+
+
+def _layout_with(opened: Opened, number: int) -> Layout:
+    """Return how the frames are described; raises `Failed`, `Problem` if there is no such one."""
+    layout = layout_of(opened)
+    if not 1 <= number <= layout.frames:
+        raise not_found("frame")
+    return layout
 
 
 def _begin(holdings: Holdings, instance: HeldInstance) -> tuple[BinaryIO, bytes]:

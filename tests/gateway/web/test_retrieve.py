@@ -1,9 +1,11 @@
 """WADO-RS against a real server: exact bytes, metadata, frames, pictures; what cannot be is 406."""
 
 import asyncio
+import io
 import json
 import re
 import struct
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import numpy as np
 import pydicom
 import pytest
 from PIL import Image
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, encapsulate_extended
 from pydicom.pixels import pixel_array
 from pydicom.uid import JPEGBaseline8Bit, RLELossless
 
@@ -230,6 +232,82 @@ async def test_octets_of_no_syntax_are_samples(serve):
     ((head, data),) = parts_of(headers, body)
     assert "application/octet-stream; transfer-syntax=1.2.840.10008.1.2.1" in head
     assert data == pydicom.dcmread(path).pixel_array.tobytes()
+
+
+class Counted(io.RawIOBase):
+    """A file that counts what is read of it, in pieces as the store's."""
+
+    def __init__(self, file):
+        self.file, self.bytes = file, 0
+
+    def readable(self):
+        return True
+
+    def seekable(self):
+        return True
+
+    def seek(self, offset, whence=io.SEEK_SET):
+        return self.file.seek(offset, whence)
+
+    def tell(self):
+        return self.file.tell()
+
+    def readinto(self, target):
+        read = self.file.readinto(target)
+        self.bytes += read
+        return read
+
+    def close(self):
+        self.file.close()
+        super().close()
+
+
+@pytest.mark.parametrize("table", ["basic", "extended", "none"])
+async def test_one_frame_of_many_costs_one_frame_where_a_table_says_where_it_is(
+    serve, tmp_path, table
+):
+    frames = [bytes([n]) * 100_000 for n in range(40)]
+    ds = pydicom.dcmread(minimal(tmp_path / "native.dcm"))
+    ds.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    ds.NumberOfFrames = len(frames)
+    ds.PixelData = encapsulate(frames, has_bot=table == "basic")
+    if table == "extended":
+        found = encapsulate_extended(frames)
+        ds.PixelData, ds.ExtendedOffsetTable, ds.ExtendedOffsetTableLengths = found
+    ds["PixelData"].VR = "OB"
+    path = tmp_path / "many.dcm"
+    ds.save_as(path)
+    opened = []
+
+    def counted(instance):
+        opened.append(Counted(instance.place.open("rb", buffering=0)))
+        return io.BufferedReader(opened[-1], 4_096)
+
+    async with serve([path]) as site:
+        site.holdings.open = counted
+        for number in (1, 20, 40):
+            opened.clear()
+            uri = path_of(path, f"/frames/{number}")
+            _, headers, body = await site.get(uri, 'multipart/related; type="image/jpeg"')
+            ((_, data),) = parts_of(headers, body)
+            assert data == frames[number - 1]
+            (once,) = opened  # for the layout and the frame
+            assert once.bytes < (900_000 if table == "none" else 150_000)
+        assert (await site.get(path_of(path, "/frames/41")))[0] == 404
+
+
+async def test_very_many_fragments_without_a_table_are_refused(serve, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LIMITS", replace(files.LIMITS, fragments_max=10))
+    ds = pydicom.dcmread(minimal(tmp_path / "native.dcm"))
+    ds.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    ds.PixelData = encapsulate([bytes(100)], fragments_per_frame=20, has_bot=False)
+    ds["PixelData"].VR = "OB"
+    path = tmp_path / "many.dcm"
+    ds.save_as(path)
+    async with serve([path]) as site:
+        uri = path_of(path, "/frames/1")
+        assert (await site.get(uri, 'multipart/related; type="image/jpeg"'))[0] == 413
+        assert (await site.get(path_of(path, "/metadata")))[0] == 200
 
 
 async def test_long_values_are_fetched_by_the_address_that_metadata_gives(serve, tmp_path):
