@@ -61,8 +61,8 @@ class Intake:
         on_kept: Callable[[Kept], None] = lambda kept: None,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
-        """`passing` are the errors after which trying again later may help: of the connection to
-        the node, of the store. Any other one is ours to fix and ends `run`."""
+        """`passing` are the errors after which trying again later may help, and whose text may be
+        shown: of the connection to the node, of the store."""
         self._spool, self._rules = spool, rules
         self._register, self._keeper, self._passing = register, keeper, passing
         self._on_kept, self._now_ms = on_kept, now_ms
@@ -92,7 +92,10 @@ class Intake:
                 return await self._bring(study)
             except self._passing as error:
                 await self._defer(study, f"{type(error).__name__}: {error}")
-                return False
+            except Exception as error:  # noqa: BLE001 - one study must not end the intake of all
+                # Only the name of its kind: a library's text may quote a patient's.
+                await self._defer(study, type(error).__name__)
+        return False
 
     async def _bring(self, study: Gathering) -> bool:
         paths = await asyncio.to_thread(self._spool.take, study.study)
@@ -155,7 +158,10 @@ class Intake:
             reason,
         )
         index = self._spool.index
-        await asyncio.to_thread(index.defer, study.study, self._now_ms() + delay_ms, reason)
+        try:
+            await asyncio.to_thread(index.defer, study.study, self._now_ms() + delay_ms, reason)
+        except SpoolError as error:
+            log.error("the study is tried again at once: %s", error)
 
 
 def _why(registration: Registration) -> str:

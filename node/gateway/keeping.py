@@ -6,24 +6,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from pydicom.filereader import read_file_meta_info
-
 from node.exchange.store.errors import StudyUnknown, VersionUnknown
 from node.exchange.store.index import InstanceFacts, InstanceSource, StudyIndex, file_source
 from node.gateway.web.attributes import (
     SERIES_INSTANCE,
     SOP_CLASS,
-    SOP_INSTANCE,
-    STUDY_INSTANCE,
     read_attributes,
 )
-from node.gateway.web.files import Failed
-from node.imaging.commitment import commit_file
+from node.imaging.commitment import TRANSFER_SYNTAX, meta_elements
 from node.imaging.manifest import Instance, Manifest
+from node.imaging.source import Source
 
 log = logging.getLogger(__name__)
-
-_UIDS = (SOP_CLASS, SOP_INSTANCE, STUDY_INSTANCE, SERIES_INSTANCE)  # in the order of their tags
 
 
 class Store(Protocol):
@@ -77,30 +71,24 @@ def _sources(
 
 
 def facts_of(instance: Instance, path: Path) -> InstanceFacts:
-    """Return what the store's index says of the instance in the file at `path`."""
-    try:
-        with open(path, "rb") as stream:
-            attributes = read_attributes(stream)
-    except Failed:
-        attributes = _plain_attributes(path)
-    texts = dict(attributes)
-    syntax = str(read_file_meta_info(path).TransferSyntaxUID)
+    """Return what the store's index says of the instance in the file at `path`.
+
+    Raises `Failed` and `UnreadableInstance` for what was never accepted.
+    """
     record = instance.record
+    with open(path, "rb") as stream:
+        attributes = read_attributes(stream)
+        meta = meta_elements(Source(path.name, stream, record.size, record.file))
+    texts = dict(attributes)
     return InstanceFacts(
         instance.sop_uid,
         texts[SOP_CLASS],
         texts[SERIES_INSTANCE],
-        syntax,
+        meta[TRANSFER_SYNTAX],
         record.size,
         record.file,
         attributes,
     )
-
-
-def _plain_attributes(path: Path) -> tuple[tuple[int, str], ...]:
-    """Return the UIDs of a file that the searches' reader cannot read, though we could."""
-    read = commit_file(path)
-    return tuple((tag, read.text(tag)) for tag in _UIDS)
 
 
 def _is_stored() -> io.BufferedIOBase:

@@ -1,6 +1,7 @@
 """From the spool to chain and store: every step can be cut off, and nothing is lost or doubled."""
 
 import asyncio
+import io
 from functools import partial
 from types import SimpleNamespace
 from uuid import uuid4
@@ -10,19 +11,23 @@ import pytest
 
 from node import keys
 from node.exchange.store.errors import StudyUnknown
+from node.gateway.index import SpoolError
 from node.gateway.intake import Intake
 from node.gateway.keeping import Keeper
+from node.gateway.outcomes import Accepted
+from node.gateway.web.attributes import CHARACTERS_MAX
 from node.imaging.manifest import regrouped
 from node.imaging.vault import create_vault
 from node.ledger.errors import Refused
 from node.rpc.errors import ConnectionLost
 from node.studies import Signer, register
+from tests.exchange import store_parts
 from tests.gateway.conftest import RULES
 from tests.imaging import dicom
 from tests.test_studies import CHAIN_ID, Chain
 
 
-class Cut(Exception):
+class Cut(BaseException):
     """The process ends here."""
 
 
@@ -214,7 +219,7 @@ async def test_cut_off_at_any_step_it_is_gone_on_with(
             patched.setattr(spool.index, "finish", cut)
         else:
             patched.setattr(spool, "_remove", cut)
-        with pytest.raises(ExceptionGroup):
+        with pytest.raises(BaseExceptionGroup):
             await intake.step()
     offer(spool, new_study(1, root, start=3)[1])  # comes while we are away
     spool.close()
@@ -274,6 +279,103 @@ async def test_while_a_study_is_split_its_images_wait_and_go_to_their_parts_then
     assert vault.latest(split.apart.study_id).manifest.version == 2
     assert vault.latest(split.rest.study_id).manifest.version == 1
     assert (split.apart.study_id, 2) in store.versions
+
+
+# The elements of one instance: VR and value by tag.
+PLAIN = {
+    0x00080016: (b"UI", b"1.2.840.10008.5.1.4.1.1.7\0"),
+    0x00080018: (b"UI", b"1.2.3.4.5\0"),
+    0x00081030: (b"LO", b"Head"),
+    0x00100020: (b"LO", b"P1"),
+    0x0020000D: (b"UI", b"1.2.3\0"),
+    0x0020000E: (b"UI", b"1.2.3.1\0"),
+}
+META = dicom.element(0x00020010, b"UI", b"1.2.840.10008.1.2.1\0")
+LONG = b"x" * CHARACTERS_MAX
+ODD = {
+    "an odd length of Rows": {0x00280010: (b"US", b"\1\0\0")},
+    "an odd length of Bits Allocated": {0x00280100: (b"US", b"\1")},
+    "text as FD of a broken length": {0x00100010: (b"FD", b"Doe^Janet ")},
+    "a character set with a NUL": {0x00080005: (b"CS", b"ISO_\0IR 100 ")},
+    "a character set that is no text": {
+        0x00080005: (b"CS", b"zlib"),
+        0x00100010: (b"PN", b"Doe^Jane"),
+    },
+    "a class as US": {0x00080016: (b"US", PLAIN[0x00080016][1])},
+    "a description of five long values": {0x00081030: (b"LO", b"\\".join([LONG] * 5))},
+}
+
+
+def odd_file(elements, meta=META):
+    merged = sorted((PLAIN | elements).items())
+    data = b"".join(dicom.element(tag, vr, value) for tag, (vr, value) in merged)
+    return io.BytesIO(bytes(128) + b"DICM" + meta + data)
+
+
+async def stored(spool, new_intake, clock, chain, file, folder):
+    """Return what the store, the real one, knows of the instance in `file`."""
+    store = store_parts.new_store(folder)
+    assert isinstance(spool.accept("test", file), Accepted)
+    clock.pass_ms(RULES.quiet_ms)
+    assert await new_intake(spool, keeper=Keeper(store)).step() == 1
+    (study_id,) = chain.roots
+    (instance,) = store.index(study_id).instances
+    assert waiting_files(spool) == []
+    return instance.facts
+
+
+@pytest.mark.parametrize("elements", ODD.values(), ids=ODD)
+async def test_what_the_parser_accepts_is_registered_and_stored(
+    spool, new_intake, clock, chain, tmp_path, elements
+):
+    file = odd_file(elements)
+    facts = await stored(spool, new_intake, clock, chain, file, tmp_path)
+    assert (facts.sop_instance_uid, facts.series_uid) == ("1.2.3.4.5", "1.2.3.1")
+    assert facts.sop_class_uid == "1.2.840.10008.5.1.4.1.1.7"
+    assert dict(facts.attributes)[0x00100020] == "P1"
+
+
+@pytest.mark.parametrize("vr", [b"\0\1", b"OW"], ids=["none", "OW"])
+async def test_meta_information_that_only_our_parser_reads_is_enough(
+    spool, new_intake, clock, chain, tmp_path, vr
+):
+    odd = b"\x02\0\x01\0" + vr + b"\x04\0" + b"abcd"
+    file = odd_file({}, odd + META)
+    facts = await stored(spool, new_intake, clock, chain, file, tmp_path)
+    assert facts.transfer_syntax == "1.2.840.10008.1.2.1"
+
+
+async def test_a_study_that_fails_in_a_new_way_waits_and_the_others_go_on(
+    spool, new_intake, new_study, clock, chain, store, caplog
+):
+    offer(spool, new_study(1)[1])
+    offer(spool, new_study(1)[1])
+    clock.pass_ms(RULES.quiet_ms)
+    store.fails = [RuntimeError("Doe^Jane")]
+    intake = new_intake(spool)
+    assert await intake.step() == 1
+    (left,) = spool.gatherings()
+    assert left.reason == "RuntimeError"
+    assert "Doe" not in caplog.text
+    clock.pass_ms(60_000)
+    assert await intake.step() == 1
+    assert len(store.versions) == 2
+
+
+async def test_an_index_that_cannot_be_written_does_not_end_the_intake(
+    spool, new_intake, new_study, clock, chain, monkeypatch
+):
+    def full(*_):
+        raise SpoolError("the disk is full")
+
+    offer(spool, new_study(1)[1])
+    clock.pass_ms(RULES.quiet_ms)
+    chain.answers = [ConnectionLost("gone")]
+    intake = new_intake(spool)
+    with monkeypatch.context() as patched:
+        patched.setattr(spool.index, "defer", full)
+        assert await intake.step() == 0
+    assert await intake.step() == 1
 
 
 async def test_a_refused_study_waits_with_its_reason(spool, new_intake, new_study, clock, chain):

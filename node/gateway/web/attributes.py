@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 from pydicom.datadict import dictionary_VR
 
+from node.exchange.store.index import ATTRIBUTE_CHARACTERS_MAX
 from node.gateway.web.files import (
     DAMAGED,
     open_instance,
@@ -48,7 +49,8 @@ Attributes = Mapping[int, Values]
 def read_attributes(stream: BinaryIO) -> tuple[tuple[int, str], ...]:
     """Return the listed attributes of the DICOM file in `stream`, by ascending tag.
 
-    Several values are joined by a backslash. Only the header is read, from the file's start. Raises
+    Several values are joined by a backslash. Only the header is read, from the file's start. What
+    cannot be made sense of is left out, but for the UIDs of an instance that was accepted. Raises
     `node.gateway.web.files.Failed` for a file that cannot be read.
     """
     size = stream.seek(0, SEEK_END)
@@ -68,7 +70,8 @@ def _text(element: Any) -> str:
         value = element.value
         values = list(value) if element.VM > 1 else [value]
         texts = ("" if one is None else str(one) for one in values[:VALUES_MAX])
-        return "\\".join(text.replace("\\", " ").strip("\0 ")[:CHARACTERS_MAX] for text in texts)
+        plain = (text.replace("\\", " ").strip("\0 ")[:CHARACTERS_MAX] for text in texts)
+        return "\\".join(plain)[:ATTRIBUTE_CHARACTERS_MAX]
     except DAMAGED:
         return ""
 

@@ -12,9 +12,10 @@ from struct import error as struct_error
 from typing import Any, BinaryIO
 
 from pydicom import config
-from pydicom.charset import convert_encodings
+from pydicom.charset import convert_encodings, default_encoding
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.errors import BytesLengthException
 from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag
 
@@ -64,8 +65,8 @@ logging.getLogger("pydicom").disabled = True
 
 # What pydicom raises for values that contradict their form.
 DAMAGED = (
-    ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OverflowError,
-    NotImplementedError, RecursionError, struct_error,
+    ValueError, TypeError, LookupError, AttributeError, EOFError, OverflowError,
+    NotImplementedError, RecursionError, BytesLengthException, struct_error,
 )  # fmt: skip
 
 
@@ -227,9 +228,11 @@ class _Plain:
             data = self._stream.read(data.length)
             self._stream.seek(here)
         if tag in PLAIN_TAGS:
-            key = BaseTag(tag)
+            # The dictionary decides what the value is, not the writer: as in a commitment, by
+            # which the UIDs were found.
+            key, known = BaseTag(tag), dictionary_vr(tag)
             self.values[key] = RawDataElement(
-                key, vr, len(data), data, 0, False, little_endian, True
+                key, known, len(data), data, 0, False, little_endian, True
             )
 
     def begin_sequence(self, tag: int) -> None:
@@ -250,11 +253,14 @@ class _Plain:
             self.pixels = PixelPlace(tag, "OB", start, None, bool(offset_table))
 
     def encodings(self) -> list[str]:
-        """Return the codecs of the data set's text."""
+        """Return the codecs of the data set's text; the default where its names are none."""
         raw = self.values.get(BaseTag(_CHARACTER_SET))
         value = raw.value if isinstance(raw, RawDataElement) and raw.value else b""
         names = value.decode("latin-1").rstrip("\0 ").split("\\")
-        return list(convert_encodings([name.strip() for name in names]))
+        try:
+            return list(convert_encodings([name.strip() for name in names]))
+        except DAMAGED:
+            return [default_encoding]
 
 
 def _at_pixels(tag: BaseTag, vr: str | None, length: int) -> bool:
