@@ -50,7 +50,8 @@ class Watch:
         self._folder, self._spool, self._read_media = folder, spool, read_media
         self._seen: dict[Path, Look] = {}
         self._unwritable: set[Path] = set()
-        self._left: dict[Path, Look] = {}  # what ended a process, and quarantine has no room for
+        # What cannot be removed, and what ended a process and quarantine has no room for.
+        self._left: dict[Path, Look] = {}
 
     async def run(self, poll_seconds: float = POLL_SECONDS) -> None:
         """Take in files as they come, until cancelled."""
@@ -132,9 +133,19 @@ class Watch:
             if isinstance(outcome, Refused) and outcome.code in NOT_AGAIN:
                 self._left[path] = self._seen[path]
             return False
-        path.unlink(missing_ok=True)
-        self._seen.pop(path, None)
+        self._remove(path)
         return True
+
+    def _remove(self, path: Path) -> None:
+        """Remove a file that the spool has; one that must stay is left until it changes."""
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            # As in a folder where everybody removes only what is theirs.
+            log.error("file taken but cannot be removed, and is left reason=%s", error.strerror)
+            self._left[path] = self._seen[path]
+        else:
+            self._seen.pop(path, None)
 
 
 def settled(before: Mapping[Path, Look], now: Mapping[Path, Look]) -> list[Path]:
@@ -157,8 +168,8 @@ def _looks(folder: Path) -> Iterator[tuple[Path, Look]]:
             path = Path(place, name)
             try:
                 status = path.lstat()
-            except FileNotFoundError:
-                continue
+            except OSError:
+                continue  # it was taken away, or lies where we may not look
             if stat.S_ISREG(status.st_mode):
                 yield path, Look(status.st_size, status.st_mtime_ns, status.st_ino)
                 count += 1

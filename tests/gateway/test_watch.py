@@ -1,6 +1,7 @@
 """The watched folder: whole files are taken once, half ones left, no only copy is lost."""
 
 import os
+from pathlib import Path
 
 from node.gateway.spool import Quota
 from node.gateway.watch import Look, Watch, settled
@@ -64,3 +65,45 @@ def test_what_quarantine_does_not_keep_stays_too(open_spool, tmp_path):
     watch.step()
     assert watch.step() == 0
     assert (folder / "a").exists()
+
+
+def refuse_for(monkeypatch, method, name):
+    """Let the system refuse `method` to us for the files of that name; return how often it did."""
+    real, refused = getattr(Path, method), []
+
+    def call(path, **options):
+        if path.name == name:
+            refused.append(path)
+            raise PermissionError(1, "Operation not permitted")
+        return real(path, **options)
+
+    monkeypatch.setattr(Path, method, call)
+    return refused
+
+
+def test_a_file_that_cannot_be_removed_is_taken_once_and_keeps_no_other_from_being_taken(
+    spool, tmp_path, monkeypatch, caplog
+):
+    folder = folder_of(tmp_path)
+    stuck = dicom.minimal(folder / "a")
+    dicom.minimal(folder / "b", sop="1.2.3.4.6")
+    refused = refuse_for(monkeypatch, "unlink", "a")
+    watch = Watch(folder, spool)
+    assert [watch.step() for _ in range(4)] == [0, 2, 0, 0]
+    assert spool.usage().files == 2
+    assert list(folder.iterdir()) == [stuck]
+    assert len(refused) == len(caplog.records) == 1
+    dicom.minimal(stuck, sop="1.2.3.4.789")
+    assert [watch.step() for _ in range(3)] == [0, 1, 0]
+    assert spool.usage().files == 3
+
+
+def test_a_name_that_may_not_be_looked_at_keeps_no_other_from_being_taken(
+    spool, tmp_path, monkeypatch
+):
+    folder = folder_of(tmp_path)
+    dicom.minimal(folder / "a")
+    dicom.minimal(folder / "b", sop="1.2.3.4.6")
+    refuse_for(monkeypatch, "lstat", "a")
+    watch = Watch(folder, spool)
+    assert [watch.step() for _ in range(2)] == [0, 1]
