@@ -35,10 +35,10 @@ from node.gateway.commitments import Commitments
 from node.gateway.dialing import Dialer, Peer
 from node.gateway.index import SpoolError
 from node.gateway.link import Borrower
-from node.gateway.outcomes import Accepted, Claimed, Duplicate, Outcome
+from node.gateway.outcomes import Accepted, Claimed, Duplicate, Outcome, Refused
 from node.gateway.quiet import log_to_stderr
 from node.gateway.retrieve import QueryRetrieve
-from node.gateway.spool import Quota, Spool
+from node.gateway.spool import DISK_FULL, Quota, Spool
 from node.imaging.syntax import syntax_of
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ SETTINGS_BYTES_MAX = 64 << 20  # of 256 peers, each with a bundle of authorities
 COMMAND_BYTES_MAX = 64 * 1024
 DATA_SET_BYTES_MAX = 16 << 20  # of requests other than C-STORE: a commitment of 100,000 instances
 REQUESTS_MAX = 16  # that a peer has sent without waiting for an answer
+UNCHECKED_BYTES_MAX = 4 << 20  # of a data set, before the disk's reserve is looked at
 TIDY_SECONDS = 2.0
 _STACK_BYTES = 1 << 20
 _FILES_BASE, _FILES_EACH = 64, 16
@@ -139,6 +140,7 @@ class Receiver:
             for sop_class in self._outward.contexts():
                 self._ae.add_supported_context(sop_class)
         self._cut_off: list[Association] = []  # until they have ended
+        self._discarded: set[Path] = set()  # data sets that are read and not kept
         self._server = _Server(self._ae, settings.ae_title, self._handlers())
 
     def run(self) -> None:
@@ -177,6 +179,7 @@ class Receiver:
         return [
             (evt.EVT_REQUESTED, _prefer_known_syntaxes),
             (evt.EVT_PDU_RECV, self._hold_back),
+            (evt.EVT_PDU_RECV, self._spare_the_reserve),
             (evt.EVT_C_ECHO, lambda event: _SUCCESS),
             (evt.EVT_C_STORE, self._store),
             *self._commitments.handlers(),
@@ -194,10 +197,23 @@ class Receiver:
         outer = event.assoc.dul.socket
         connection = None if outer is None else outer.socket
         if too_much and connection is not None and event.assoc not in self._cut_off:
+            connection.shutdown(socket.SHUT_RD)
             self._cut_off.append(event.assoc)
             log.warning("connection ended: too much asked at once")
-            self._spool.note("connection_ended", event.assoc.requestor.ae_title, "too_much")
-            connection.shutdown(socket.SHUT_RD)
+            self._note("connection_ended", event.assoc.requestor.ae_title, "too_much")
+
+    def _spare_the_reserve(self, event: evt.Event) -> None:
+        """Keep no more of a data set that the disk has no room for; `_store` says so at its end."""
+        message: Any = event.assoc.dimse.message
+        file = None if message is None else message._data_set_file
+        if file is None:
+            return
+        path = message._data_set_path
+        if file.tell() > UNCHECKED_BYTES_MAX and self._spool.lacks_disk():
+            self._discarded.add(path)
+        if path in self._discarded:
+            file.seek(0)
+            file.truncate()
 
     def _store(self, event: evt.Event) -> Dataset:
         request: Any = event.request
@@ -205,8 +221,13 @@ class Receiver:
         source = event.assoc.requestor.ae_title
         # Its last bytes may be in pynetdicom's buffer.
         request._dataset_file.close()
+        path = Path(event.dataset_path)
+        if path in self._discarded:
+            self._forget(path)
+            self._note("refused", source, "no_room")
+            return _status(Refused(code="no_room", reason=DISK_FULL))
         try:
-            outcome = self._spool.accept_file(source, Path(event.dataset_path), claimed=claimed)
+            outcome = self._spool.accept_file(source, path, claimed=claimed)
         except SpoolError as error:
             log.error("instance not taken: %s", error)
             return _answer(_OUT_OF_RESOURCES, "the spool cannot be used; try again later")
@@ -227,15 +248,19 @@ class Receiver:
             for message in messages:
                 path = _path_of(message)
                 if path is not None:
-                    path.unlink(missing_ok=True)
+                    self._forget(path)
             if _path_of(association.dimse.message) is not None:
                 # A data set that did not come to its end: too long, or the sender went away.
-                self._spool.note("connection_ended", association.requestor.ae_title, "broken_off")
+                self._note("connection_ended", association.requestor.ae_title, "broken_off")
             if association in self._cut_off:
                 self._cut_off.remove(association)
         if not self._server.started:
             for path in self._folder.iterdir():
-                path.unlink(missing_ok=True)
+                self._forget(path)
+
+    def _forget(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        self._discarded.discard(path)
 
 
 def main() -> None:

@@ -157,16 +157,19 @@ class Spool:
     def room(self, size: int = 0) -> Refused | None:
         """Return the refusal that anything of `size` bytes would meet now, or None."""
         used = self.index.usage()
-        free = shutil.disk_usage(self.folder).free
         if used.files >= self._quota.instances_max:
             reason = f"{used.files} instances wait to be registered; try again later"
         elif used.bytes + size > self._quota.bytes_max:
             reason = f"{used.bytes} bytes wait to be registered; try again later"
-        elif free - size < self._quota.disk_reserve_bytes:
+        elif self.lacks_disk(size):
             reason = DISK_FULL
         else:
             return None
         return Refused(code="no_room", reason=reason)
+
+    def lacks_disk(self, size: int = 0) -> bool:
+        """Whether `size` bytes more would leave less of the disk free than the reserve."""
+        return shutil.disk_usage(self.folder).free - size < self._quota.disk_reserve_bytes
 
     def accept(
         self,
@@ -185,7 +188,7 @@ class Spool:
             return self._turned_away(source, refused)
         path = self.incoming / secrets.token_hex(16)
         try:
-            too_large = self._receive(path, stream)
+            refused = self._receive(path, stream)
         except OSError as error:
             path.unlink(missing_ok=True)
             if error.filename == str(path):
@@ -194,9 +197,9 @@ class Spool:
         except BaseException:
             path.unlink(missing_ok=True)
             raise
-        if too_large is not None:
+        if refused is not None:
             path.unlink(missing_ok=True)
-            return self._turned_away(source, too_large)
+            return self._turned_away(source, refused)
         return self.accept_file(source, path, study_uid, claimed)
 
     def accept_file(
@@ -315,6 +318,8 @@ class Spool:
                 if size > self._quota.instance_bytes_max:
                     limit = self._quota.instance_bytes_max
                     return Refused(code="too_large", reason=f"has more than {limit} bytes")
+                if self.lacks_disk(len(piece)):
+                    return Refused(code="no_room", reason=DISK_FULL)
                 try:
                     file.write(piece)
                 except OSError as error:
