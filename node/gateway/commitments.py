@@ -9,7 +9,8 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from ssl import SSLContext
 from typing import Any
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 PUSH_MODEL = "1.2.840.10008.1.20.1"
 PUSH_MODEL_INSTANCE = "1.2.840.10008.1.20.1.1"
 ATTEMPTS_MAX = 200  # some sixteen hours
+AGE_MS_MAX = 14 * 24 * 3_600_000  # within which a peer without an address comes for its reports
 REFERENCES_MAX = 100_000
 _POLL_SECONDS = 2.0
 _SUCCESS, _INVALID_ARGUMENT, _RESOURCES, _NO_SUCH_ACTION = 0x0000, 0x0115, 0x0213, 0x0123
@@ -54,7 +56,7 @@ class Commitments:
         self._spool, self._peers, self._ae_title = spool, peers, ae_title
         self._dialer = dialer or Dialer()
         self._files = certificate_file, key_file
-        self._waiting: WeakKeyDictionary[Association, list[int]] = WeakKeyDictionary()
+        self._waiting: WeakKeyDictionary[Association, list[Promise]] = WeakKeyDictionary()
         self._answered: WeakSet[Association] = WeakSet()
         self._wake, self._end = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="commitments", daemon=True)
@@ -89,13 +91,16 @@ class Commitments:
         peer = event.assoc.requestor.ae_title
         plain = json.dumps([transaction, references]).encode()
         try:
-            number = self._spool.index.promise(peer, self._spool.seal(plain))
+            promise = self._spool.index.promise(peer, self._spool.seal(plain), _now_ms())
+            if promise is None:
+                log.warning("storage commitment not taken: too many wait peer=%s", peer)
+                return _RESOURCES, None
             self._spool.signal([uid for _, uid in references])
         except SpoolError as error:
             log.error("storage commitment not taken: %s", error)
             return _RESOURCES, None
         if self._address(peer) is None:
-            self._waiting.setdefault(event.assoc, []).append(number)
+            self._waiting.setdefault(event.assoc, []).append(promise)
         else:
             self._wake.set()
         return _SUCCESS, None
@@ -108,37 +113,50 @@ class Commitments:
         """Report on the asking association once our answer to the request has gone out."""
         if event.assoc in self._answered:
             self._answered.discard(event.assoc)
-            numbers = self._waiting.pop(event.assoc, [])
-            self._in_thread(event.assoc, numbers)
+            self._in_thread(event.assoc, self._waiting.pop(event.assoc, []))
 
     def _established(self, event: evt.Event) -> None:
         """Report on a later association of a peer that has no address."""
         peer = event.assoc.requestor.ae_title
         contexts = {context.abstract_syntax for context in event.assoc.accepted_contexts}
         if PUSH_MODEL in contexts and self._address(peer) is None:
-            due = [p.number for p in self._due() if p.peer == peer]
+            due = self._spool.index.promises(peer, _now_ms())
             if due:
                 self._in_thread(event.assoc, due)
 
-    def _in_thread(self, association: Association, numbers: Sequence[int]) -> None:
-        arguments = (association, frozenset(numbers))
+    def _in_thread(self, association: Association, promises: Sequence[Promise]) -> None:
+        arguments = (association, promises)
         threading.Thread(target=self._report_on, args=arguments, daemon=True).start()
 
-    def _report_on(self, association: Association, numbers: frozenset[int]) -> None:
-        for promise in self._due():
-            if promise.number in numbers:
-                self._settle(promise, self._report(association, promise))
+    def _report_on(self, association: Association, promises: Sequence[Promise]) -> None:
+        for promise in promises:
+            self._settle(promise, partial(self._report, association))
 
     def _work(self) -> None:
         while not self._end.is_set():
             self._wake.wait(_POLL_SECONDS)
             self._wake.clear()
             try:
-                for promise in self._due():
-                    if (peer := self._address(promise.peer)) is not None:
-                        self._settle(promise, self._call(peer, promise))
-            except SpoolError as error:
+                self._report_due()
+            except (SpoolError, MemoryError) as error:
                 log.error("storage commitments cannot be reported: %s", error)
+
+    def _report_due(self) -> None:
+        """Report to every peer that has an address; one that cannot be reached delays no other."""
+        index = self._spool.index
+        for title in index.promised(_now_ms()):
+            if (peer := self._address(title)) is not None:
+                self._report_to(peer)
+        too_old_ms = _now_ms() - AGE_MS_MAX
+        if index.promised(too_old_ms):
+            count = index.forget_promises(too_old_ms)
+            log.error("storage commitments forgotten: nobody came for them count=%d", count)
+
+    def _report_to(self, peer: Peer) -> None:
+        """Report what is due to a peer, until a report does not come about."""
+        for promise in self._spool.index.promises(peer.ae_title, _now_ms()):
+            if not self._settle(promise, partial(self._call, peer)):
+                break
 
     def _call(self, peer: Peer, promise: Promise) -> bool:
         """Open an association to the peer, in the role of the provider, and report there."""
@@ -158,7 +176,10 @@ class Commitments:
             association.release()
 
     def _report(self, association: Association, promise: Promise) -> bool:
-        transaction, references = json.loads(self._spool.unseal(promise.sealed))
+        sealed = self._spool.index.sealed_promise(promise.number)
+        if sealed is None:
+            return True  # another association of the peer came first
+        transaction, references = json.loads(self._spool.unseal(sealed))
         held = self._spool.holds([uid for _, uid in references])
         report = Dataset()
         report.TransactionUID = transaction
@@ -177,16 +198,20 @@ class Commitments:
             return False  # the association has ended, or has no such context
         return "Status" in status and status.Status == _SUCCESS
 
-    def _settle(self, promise: Promise, is_done: bool) -> None:
+    def _settle(self, promise: Promise, report: Callable[[Promise], bool]) -> bool:
+        """Report, and forget the promise or let it rest; return whether the report came about."""
+        try:
+            is_done = report(promise)
+        except Exception as error:  # noqa: BLE001 - one promise must not end the thread of all
+            log.error("storage commitment not reported error=%s", type(error).__name__)
+            is_done = False
         if is_done or promise.attempts >= ATTEMPTS_MAX:
             self._spool.index.promise_kept(promise.number)
             log.info("storage commitment reported=%s peer=%s", is_done, promise.peer)
         else:
             later = _now_ms() + retry_after(promise.attempts)
             self._spool.index.promise_later(promise.number, later)
-
-    def _due(self) -> list[Promise]:
-        return self._spool.index.promises(_now_ms())
+        return is_done
 
     def _address(self, title: str) -> Peer | None:
         peer = self._peers.get(title)

@@ -30,6 +30,7 @@ from storage.sqlite import Format, open_database, write_transaction
 
 EVENTS_MAX = 10_000
 STUDY_INSTANCES_MAX = 100_000  # as in a manifest
+PROMISES_MAX, PROMISE_BYTES_MAX = 1_000, 32 << 20  # of one peer; the longest request has 10 MB
 _FORMAT = Format(
     0x52_4C_49_31,  # "RLI1"
     1,
@@ -147,8 +148,7 @@ class Promise(NamedTuple):
 
     number: int
     peer: str
-    sealed: bytes
-    attempts: int
+    attempts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,25 +365,49 @@ class Index:
             newest = connection.execute("SELECT MAX(number) FROM events").fetchone()[0] or 0
         return self.events(newest - count, count)
 
-    def promise(self, peer: str, sealed: bytes) -> int:
-        """Keep a storage commitment to report; return its number."""
+    def promise(self, peer: str, sealed: bytes, now_ms: int) -> Promise | None:
+        """Keep a storage commitment to report; None if the peer has as many as one may have."""
         with self._change() as connection:
-            sql = "INSERT INTO promises (peer, sealed) VALUES (?, ?)"
-            return connection.execute(sql, (peer, sealed)).lastrowid or 0
+            sql = "SELECT COUNT(*), TOTAL(LENGTH(sealed)) FROM promises WHERE peer = ?"
+            count, size = connection.execute(sql, (peer,)).fetchone()
+            if count >= PROMISES_MAX or size + len(sealed) > PROMISE_BYTES_MAX:
+                return None
+            sql = "INSERT INTO promises (peer, sealed, retry_ms) VALUES (?, ?, ?)"
+            number = connection.execute(sql, (peer, sealed, now_ms)).lastrowid or 0
+        return Promise(number, peer)
 
-    def promises(self, now_ms: int, limit: int = 100) -> list[Promise]:
-        """Return what is due to be reported."""
+    def promised(self, now_ms: int) -> list[str]:
+        """Return the peers to which something is due to be reported."""
+        sql = "SELECT DISTINCT peer FROM promises WHERE retry_ms <= ?"
+        with self._read() as connection:
+            return [row[0] for row in connection.execute(sql, (now_ms,))]
+
+    def promises(self, peer: str, now_ms: int, limit: int = 100) -> list[Promise]:
+        """Return what is due to be reported to a peer, what has waited longest first."""
         sql = (
-            "SELECT number, peer, sealed, attempts FROM promises"
-            " WHERE retry_ms <= ? ORDER BY retry_ms LIMIT ?"
+            "SELECT number, peer, attempts FROM promises"
+            " WHERE peer = ? AND retry_ms <= ? ORDER BY retry_ms LIMIT ?"
         )
         with self._read() as connection:
-            return [Promise(*row) for row in connection.execute(sql, (now_ms, limit))]
+            return [Promise(*row) for row in connection.execute(sql, (peer, now_ms, limit))]
+
+    def sealed_promise(self, number: int) -> bytes | None:
+        """Return what was promised, None if it is forgotten."""
+        sql = "SELECT sealed FROM promises WHERE number = ?"
+        with self._read() as connection:
+            row = connection.execute(sql, (number,)).fetchone()
+        return None if row is None else row[0]
 
     def promise_kept(self, number: int) -> None:
         """Forget a promise."""
         with self._change() as connection:
             connection.execute("DELETE FROM promises WHERE number = ?", (number,))
+
+    def forget_promises(self, until_ms: int) -> int:
+        """Forget what was due by then and could be reported to nobody; return how many."""
+        with self._change() as connection:
+            sql = "DELETE FROM promises WHERE retry_ms <= ?"
+            return connection.execute(sql, (until_ms,)).rowcount
 
     def promise_later(self, number: int, retry_ms: int) -> None:
         """Let a promise rest until `retry_ms`."""
