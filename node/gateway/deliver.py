@@ -22,7 +22,7 @@ from node.gateway.holdings import HeldInstance, HeldStudy, Holdings, Withheld
 from node.gateway.index import SpoolError
 from node.gateway.spool import Read
 from node.gateway.ways import NotOffered, Unreachable, Way
-from node.imaging.errors import UnreadableInstance
+from node.imaging.errors import NOT_NOW, UnreadableInstance
 from node.imaging.limits import LIMITS
 from node.imaging.manifest import instance_of
 from node.imaging.reader import read_instance
@@ -379,6 +379,7 @@ def same_image(own: Path, theirs: Path, read: Read) -> tuple[Verdict, str]:
         return Verdict.UNDECIDED, f"our own copy cannot be compared: {known.reason}"
     given = read(theirs, LIMITS)
     if isinstance(given, UnreadableInstance):
-        return Verdict.ALTERED, given.reason
+        verdict = Verdict.UNDECIDED if given.code == NOT_NOW else Verdict.ALTERED
+        return verdict, given.reason
     report = compare(instance_of(known), given)
     return report.verdict, report.sentence

@@ -34,7 +34,7 @@ from node.gateway.readings import (
     decode_reading,
 )
 from node.imaging.commitment import CommittedFile
-from node.imaging.errors import UnreadableInstance
+from node.imaging.errors import NOT_NOW, UnreadableInstance
 from node.imaging.limits import LIMITS, Limits
 from node.imaging.media import Media
 from node.imaging.reader import read_instance
@@ -157,7 +157,8 @@ class Parsing:
         """Yield what `read_instance` returns for each path, in order, read a few files ahead.
 
         A `Mapper` for `prepare`, which passes that function with its limits and nothing else: what
-        runs behind the fence is fixed. Raises `SpoolError` as `read` does.
+        runs behind the fence is fixed. Raises `SpoolError` as `read` does, and for a file that
+        cannot be read for this machine's trouble: its study was accepted, and waits.
         """
         if not isinstance(function, partial) or function.func is not read_instance:
             raise ValueError("only read_instance runs behind the fence")
@@ -170,9 +171,9 @@ class Parsing:
             for task in tasks:
                 running.append(self._threads.submit(read, task))
                 if len(running) > 2 * len(self._slots):
-                    yield from running.popleft().result()
+                    yield from map(_read_now, running.popleft().result())
             while running:
-                yield from running.popleft().result()
+                yield from map(_read_now, running.popleft().result())
         except (RuntimeError, CancelledError) as error:  # of the executor, when it is shut down
             raise SpoolError(_CLOSED) from error
         finally:
@@ -271,6 +272,12 @@ class Parsing:
             return None
         look, code = known
         return code if look == _look(path) else None
+
+
+def _read_now(found: CommittedFile | UnreadableInstance) -> CommittedFile | UnreadableInstance:
+    if isinstance(found, UnreadableInstance) and found.code == NOT_NOW:
+        raise SpoolError(f"a file cannot be read now: {found.reason}")
+    return found
 
 
 def _refused(path: Path, code: str) -> UnreadableInstance:

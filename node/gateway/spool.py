@@ -54,7 +54,7 @@ from node.gateway.outcomes import Accepted, Claimed, Conflict, Duplicate, Outcom
 from node.gateway.spool_files import load_key, make_folders, private, sync_file
 from node.imaging import commitment
 from node.imaging.commitment import CommittedFile
-from node.imaging.errors import UnreadableInstance
+from node.imaging.errors import NOT_NOW, UnreadableInstance
 from node.imaging.limits import LIMITS, Limits
 from node.imaging.reader import read_instance
 
@@ -217,6 +217,9 @@ class Spool:
             with self._readers:
                 read = self._read(path, self._limits)
             if isinstance(read, UnreadableInstance):
+                if read.code == NOT_NOW:
+                    refused = Refused(code="no_room", reason=read.reason)
+                    return self._turned_away(source, refused)
                 refused = Refused(code=read.code, reason=read.reason)
                 return self._set_aside(source, path, size, refused)
             return self._admit(source, path, size, read, study_uid, claimed)

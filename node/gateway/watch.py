@@ -20,7 +20,7 @@ from node.gateway.index import SpoolError
 from node.gateway.outcomes import Accepted, Duplicate, Outcome, Refused
 from node.gateway.parsing import NOT_AGAIN
 from node.gateway.spool import Spool
-from node.imaging.errors import UnreadableInstance
+from node.imaging.errors import NOT_NOW, UnreadableInstance
 from node.imaging.media import Media, is_named_so, read_media
 from node.imaging.source import PREAMBLE_BYTES
 
@@ -88,8 +88,9 @@ class Watch:
         """
         try:
             media = self._read_media(directory)
-        except UnreadableInstance:
-            return True  # like any other file it is refused and kept aside
+        except UnreadableInstance as refused:
+            # Like any other file it is refused and kept aside, unless it is to be read again.
+            return refused.code != NOT_NOW
         if directory in self._unwritable:
             return False
         try:

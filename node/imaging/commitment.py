@@ -13,7 +13,7 @@ from pathlib import Path
 
 from node.imaging.core import Digester, Digests, part_digest
 from node.imaging.elements import Parser
-from node.imaging.errors import UnreadableInstance
+from node.imaging.errors import NOT_NOW, UnreadableInstance
 from node.imaging.limits import LIMITS, Limits
 from node.imaging.pixels import PIXEL_FACTS, Facts, Pixels, digest_pixels
 from node.imaging.rules import RULES_VERSION, Part
@@ -109,8 +109,8 @@ def commit_file(path: Path, limits: Limits = LIMITS) -> CommittedFile:
         with open_source(path, limits) as source:
             return _commit(source, limits)
     except MemoryError as error:
-        reason = "needs more memory than there is"
-        raise UnreadableInstance(str(path), "limit", reason) from error
+        reason = "needs more memory than there is now"
+        raise UnreadableInstance(str(path), NOT_NOW, reason) from error
 
 
 def _commit(source: Source, limits: Limits) -> CommittedFile:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from consensus.errors import InvariantViolation, require
 
 __all__ = [
+    "NOT_NOW",
     "InvalidManifest",
     "InvariantViolation",
     "UnreadableInstance",
@@ -17,17 +18,20 @@ __all__ = [
 ]
 
 
+NOT_NOW = "not_now"
+
+
 @dataclass  # not frozen: a traceback is written to an exception
 class UnreadableInstance(Exception):
     """A file cannot be committed to.
 
     `code` is one of: foreign (not DICOM), directory (a DICOMDIR), unreadable (the system would not
-    let us), empty, truncated, malformed, unknown_syntax, too_large, bomb (inflates beyond reason),
-    limit (a structure beyond our bounds), bad_uid, no_uid, pixels (image and its description
-    disagree), changed (while being read), decoder (a codec failed); at a gateway also parser_died
-    and parser_hung (the process that read it); and of what a DICOMDIR names: missing, outside (of
-    its folder). `name` is the file's path as it
-    was given.
+    let us), not_now (this machine lacks memory, disk or descriptors: nothing is said of the file,
+    and it is to be read again), empty, truncated, malformed, unknown_syntax, too_large, bomb
+    (inflates beyond reason), limit (a structure beyond our bounds), bad_uid, no_uid, pixels (image
+    and its description disagree), changed (while being read), decoder (a codec failed); at a
+    gateway also parser_died and parser_hung (the process that read it); and of what a DICOMDIR
+    names: missing, outside (of its folder). `name` is the file's path as it was given.
     """
 
     name: str

@@ -313,7 +313,7 @@ class _PixelReader:
                     planar_configuration=layout.planar,
                     pixel_keyword="PixelData",
                 )
-            except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
                 raise
             except BaseException as error:  # noqa: BLE001 - native codecs raise beyond Exception
                 reason = f"frame {number} cannot be decoded ({type(error).__name__})"

@@ -1,5 +1,6 @@
 """A file's bytes, opened safely: regular files only, bounded, inflated within reason."""
 
+import errno
 import hashlib
 import os
 import stat
@@ -12,11 +13,15 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from node.imaging.errors import UnreadableInstance
+from node.imaging.errors import NOT_NOW, UnreadableInstance
 from node.imaging.limits import CHUNK_BYTES, Limits
 
 PREAMBLE_BYTES = 132
 _PREFIX = b"DICM"
+# Trouble of this machine, not of the file: nobody's image is to be refused for it.
+_PASSING = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +46,7 @@ def open_source(path: Path, limits: Limits) -> Iterator[Source]:
         # Without O_NONBLOCK a named pipe would hold us for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise UnreadableInstance(name, "unreadable", _system_reason(error)) from error
+        raise _unreadable(name, error) from error
     except ValueError as error:
         raise UnreadableInstance(name, "unreadable", "no possible file name") from error
     try:
@@ -51,13 +56,14 @@ def open_source(path: Path, limits: Limits) -> Iterator[Source]:
             yield _hashed(name, stream, before.st_size, limits)
             after = os.fstat(descriptor)
     except OSError as error:
-        raise UnreadableInstance(name, "unreadable", _system_reason(error)) from error
+        raise _unreadable(name, error) from error
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise UnreadableInstance(name, "changed", "the file changed while it was read")
 
 
-def _system_reason(error: OSError) -> str:
-    return f"cannot be read: {error.strerror or 'system error'}"
+def _unreadable(name: str, error: OSError) -> UnreadableInstance:
+    code = NOT_NOW if error.errno in _PASSING else "unreadable"
+    return UnreadableInstance(name, code, f"cannot be read: {error.strerror or 'system error'}")
 
 
 def _check_form(name: str, status: os.stat_result, limits: Limits) -> None:
@@ -91,7 +97,8 @@ def inflated(source: Source, limits: Limits) -> Iterator[tuple[BinaryIO, int]]:
     """Yield what the rest of `source` inflates to, and its size (PS3.5 A.5).
 
     Memory is bounded by `limits.spool_bytes`; what is longer lies in a file without a name. Raises
-    `UnreadableInstance` for a bomb, a truncated or a broken stream.
+    `UnreadableInstance` for a bomb, a truncated or a broken stream, and with `NOT_NOW` where there
+    is no room for that file.
     """
     start = source.stream.tell()
     allowed = min(
@@ -105,7 +112,11 @@ def inflated(source: Source, limits: Limits) -> Iterator[tuple[BinaryIO, int]]:
             if size > allowed:
                 reason = f"{source.size} bytes inflate to more than {allowed}"
                 raise UnreadableInstance(source.name, "bomb", reason)
-            spool.write(piece)
+            try:
+                spool.write(piece)
+            except OSError as error:
+                reason = "there is no room to inflate it"
+                raise UnreadableInstance(source.name, NOT_NOW, reason) from error
         spool.seek(0)
         yield cast(BinaryIO, spool), size
 

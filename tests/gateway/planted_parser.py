@@ -8,7 +8,7 @@ from node.gateway.fence import serve
 from node.gateway.parser import answers
 from node.imaging import pixels
 
-ABORTS, EATS, HANGS = 21, 22, 23  # rows
+ABORTS, EATS, HANGS, LACKS = 21, 22, 23, 24  # rows
 _PIECE_BYTES = 16 << 20
 
 
@@ -25,7 +25,11 @@ def hang():
         time.sleep(3_600)
 
 
-DOES = {ABORTS: os.abort, EATS: eat, HANGS: hang}
+def lack():
+    raise MemoryError
+
+
+DOES = {LACKS: lack, ABORTS: os.abort, EATS: eat, HANGS: hang}
 
 
 class Planted:

@@ -12,13 +12,15 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom.dimse_primitives import C_GET
 
 from node.gateway.dataset_bytes import skip_meta
-from node.gateway.deliver import ATTEMPTS_MAX, Deliverer, UnknownStudy
+from node.gateway.deliver import ATTEMPTS_MAX, Deliverer, UnknownStudy, same_image
 from node.gateway.deliveries import Deliveries, DeliveriesUnusable, State
 from node.gateway.dialing import Dialer
 from node.gateway.holdings import Withheld
 from node.gateway.pacs import DimsePacs
 from node.gateway.ways import Unreachable
+from node.imaging.errors import NOT_NOW, UnreadableInstance
 from node.imaging.reader import read_instance
+from node.imaging.verify import Verdict
 from tests.gateway.pacs import Pacs, Scrambling
 from tests.gateway.web.folder import FolderHoldings
 from tests.imaging import dicom
@@ -499,3 +501,16 @@ def test_the_state_on_disk_names_nobody(site, make_pacs, tmp_path):
     assert b"1.2.7" not in content
     assert (tmp_path / "deliveries").stat().st_mode & 0o077 == 0
     here.reopen()
+
+
+@pytest.mark.parametrize(
+    ("code", "verdict"), [("malformed", Verdict.ALTERED), (NOT_NOW, Verdict.UNDECIDED)]
+)
+def test_trouble_of_this_machine_is_not_called_an_alteration(tmp_path, code, verdict):
+    own = dicom.minimal(tmp_path / "own")
+    unreadable = UnreadableInstance("theirs", code, "cannot be read")
+
+    def read(path, limits):
+        return read_instance(path, limits) if path == own else unreadable
+
+    assert same_image(own, tmp_path / "theirs", read)[0] is verdict

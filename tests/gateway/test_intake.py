@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+from contextlib import closing
 from functools import partial
 from types import SimpleNamespace
 from uuid import uuid4
@@ -15,6 +16,7 @@ from node.gateway.index import SpoolError
 from node.gateway.intake import Intake
 from node.gateway.keeping import Keeper
 from node.gateway.outcomes import Accepted
+from node.gateway.parsing import Parsing
 from node.gateway.web.attributes import CHARACTERS_MAX
 from node.imaging.manifest import regrouped
 from node.imaging.vault import create_vault
@@ -23,6 +25,7 @@ from node.rpc.errors import ConnectionLost
 from node.studies import Signer, register
 from tests.exchange import store_parts
 from tests.gateway.conftest import RULES
+from tests.gateway.planted_parser import LACKS
 from tests.imaging import dicom
 from tests.test_studies import CHAIN_ID, Chain
 
@@ -80,9 +83,9 @@ def store():
 def new_intake(vault, chain, store, clock):
     signer = Signer(keys.generate(), "north", CHAIN_ID)
 
-    def make(spool, **changes):
-        registering = partial(register, client=chain, vault=vault, signer=signer)
-        passing = (ConnectionLost, TimeoutError)
+    def make(spool, mapper=map, **changes):
+        registering = partial(register, client=chain, vault=vault, signer=signer, mapper=mapper)
+        passing = (ConnectionLost, SpoolError, TimeoutError)
         keeper = changes.pop("keeper", Keeper(store))
         return Intake(spool, RULES, registering, keeper, passing, now_ms=clock, **changes)
 
@@ -360,6 +363,22 @@ async def test_a_study_that_fails_in_a_new_way_waits_and_the_others_go_on(
     clock.pass_ms(60_000)
     assert await intake.step() == 1
     assert len(store.versions) == 2
+
+
+async def test_what_was_accepted_waits_while_the_machine_cannot_read_it(
+    spool, new_intake, clock, chain, tmp_path, monkeypatch
+):
+    plain = dicom.minimal(tmp_path / "a", pixels=np.zeros((LACKS, 8), "<u2"))
+    offer(spool, [dicom.rle(plain, tmp_path / "b")])
+    clock.pass_ms(RULES.quiet_ms)
+    monkeypatch.setattr("node.gateway.parsing.MODULE", "tests.gateway.planted_parser")
+    with closing(Parsing(workers=1)) as parsing:
+        assert await new_intake(spool, mapper=parsing.map).step() == 0
+    assert spool.asides() == []
+    assert spool.holds(["1.2.3.4.5"]) == [True]
+    clock.pass_ms(60_000)
+    assert await new_intake(spool).step() == 1
+    assert len(chain.roots) == 1
 
 
 async def test_an_index_that_cannot_be_written_does_not_end_the_intake(

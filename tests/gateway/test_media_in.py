@@ -9,6 +9,7 @@ from pydicom.fileset import FileSet
 
 from node.gateway.spool import Quota, Spool
 from node.gateway.watch import TAKEN, Watch
+from node.imaging.errors import NOT_NOW, UnreadableInstance
 from node.imaging.media import read_media
 from node.imaging.reader import read_studies
 from tests.gateway.test_cli import config_file, run
@@ -52,6 +53,19 @@ def test_what_a_directory_names_is_found_whatever_the_case(disc):
         target.mkdir(parents=True) if path.is_dir() else shutil.copy(path, target)
     again = read_media(lower / "dicomdir;1")
     assert (len(again.files), again.missing) == (COUNT, ())
+
+
+def test_a_directory_that_cannot_be_read_now_keeps_its_medium_for_the_next_look(spool, disc):
+    troubles = [UnreadableInstance("DICOMDIR", NOT_NOW, "cannot be read")]
+
+    def read(directory):
+        if troubles:
+            raise troubles.pop()
+        return read_media(directory)
+
+    watch = Watch(disc, spool, read)
+    assert [watch.step() for _ in range(3)] == [0, 0, COUNT]
+    assert [event.code for _, event in spool.index.events()] == [f"{COUNT} named, 0 missing"]
 
 
 @pytest.mark.parametrize(

@@ -22,11 +22,11 @@ from node.gateway.parsing import DIED, HUNG, Parsing, Patience
 from node.gateway.readings import NoReading, decode_media, decode_reading
 from node.gateway.spool import Quota
 from node.gateway.watch import Watch
-from node.imaging.errors import UnreadableInstance
+from node.imaging.errors import NOT_NOW, UnreadableInstance
 from node.imaging.limits import LIMITS
 from node.imaging.media import read_media
 from node.imaging.reader import read_instance
-from tests.gateway.planted_parser import ABORTS, EATS, HANGS
+from tests.gateway.planted_parser import ABORTS, EATS, HANGS, LACKS
 from tests.imaging import dicom
 
 PLANTED = "tests.gateway.planted_parser"
@@ -99,6 +99,15 @@ def test_a_file_that_ends_its_process_is_refused_once_and_the_others_are_read(
     assert set(workers(parsing)) <= set(running)
     image(files[5], 8, 5)
     assert parsing.read(files[5]) == read_instance(files[5])  # now it is another
+
+
+def test_trouble_of_the_machine_is_not_the_files(planted, make, tmp_path):
+    files = [image(tmp_path / f"{n}.dcm", rows, n) for n, rows in enumerate((8, LACKS, 8))]
+    parsing = make()
+    assert parsing.read(files[1]).code == NOT_NOW
+    with pytest.raises(SpoolError, match="cannot be read now"):
+        list(parsing.map(READ, files))
+    assert parsing.read(files[2]) == read_instance(files[2])
 
 
 def test_a_process_that_is_killed_from_outside_costs_no_file(make, tmp_path):

@@ -16,6 +16,7 @@ from node.gateway import spool as spool_module
 from node.gateway.index import SpoolError
 from node.gateway.outcomes import Accepted, Claimed, Conflict, Duplicate, Refused
 from node.gateway.spool import Quota, Spool
+from node.imaging.errors import NOT_NOW, UnreadableInstance
 from tests.imaging import dicom
 
 STUDY, SOP = "1.2.3", "1.2.3.4.5"
@@ -266,6 +267,17 @@ def test_a_kill_at_any_step_loses_nothing_acknowledged(open_spool, instance, tmp
     assert len(waiting_files(spool)) == held
     assert (step == 4) == held  # the steps are what we think they are
     assert isinstance(offer(spool, path), Duplicate if held else Accepted)
+
+
+def test_what_cannot_be_read_now_is_sent_again_and_not_put_aside(open_spool, instance):
+    def read(path, limits):
+        return UnreadableInstance(str(path), NOT_NOW, "needs more memory than there is now")
+
+    spool = open_spool(read=read)
+    outcome = offer(spool, instance())
+    assert (outcome.code, outcome.is_kept) == ("no_room", False)
+    assert spool.asides() == []
+    assert list(spool.incoming.iterdir()) == []
 
 
 def test_many_senders_at_once_neither_lose_nor_double(spool, instance):

@@ -3,8 +3,10 @@
 import io
 import os
 import struct
+import tempfile
 import tracemalloc
 import zlib
+from errno import EACCES, EDQUOT, EIO, EMFILE, ENFILE, ENOMEM, ENOSPC
 
 import numpy as np
 import pydicom
@@ -12,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from node.imaging import pixels
 from node.imaging.commitment import CommittedFile, commit_file
 from node.imaging.elements import ITEM, Parser
 from node.imaging.errors import UnreadableInstance
@@ -252,12 +255,46 @@ def test_a_frame_too_big_to_decode_commits_to_its_payload():
     assert known.commitment.pixels.payload is not None
 
 
-def test_running_out_of_memory_is_one_files_misfortune(monkeypatch, tmp_path):
+def test_running_out_of_memory_says_nothing_of_the_file(monkeypatch, tmp_path):
     def out_of_memory(*_):
         raise MemoryError
 
     monkeypatch.setattr("node.imaging.commitment.digest_pixels", out_of_memory)
-    assert refusal(dicom.minimal(tmp_path / "a")).code == "limit"
+    assert refusal(dicom.minimal(tmp_path / "a")).code == "not_now"
+
+
+def test_a_decoder_without_memory_says_nothing_of_the_file(monkeypatch):
+    class Decoder:
+        is_available = True
+
+        def as_array(self, *_, **__):
+            raise MemoryError
+
+    monkeypatch.setattr(pixels, "get_decoder", lambda uid: Decoder())
+    assert refusal(dicom.FILES / "MR_small_RLE.dcm").code == "not_now"
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(number, "not_now") for number in (ENOSPC, EDQUOT, EIO, EMFILE, ENFILE, ENOMEM)]
+    + [(EACCES, "unreadable")],
+)
+@pytest.mark.parametrize("where", ["os.open", "_hashed"])
+def test_trouble_of_the_machine_is_told_from_the_files(monkeypatch, tmp_path, where, number, code):
+    def fail(*_):
+        raise OSError(number, "trouble")
+
+    path = dicom.minimal(tmp_path / "a")
+    with monkeypatch.context() as patched:
+        patched.setattr(f"node.imaging.source.{where}", fail)
+        found = read_instance(path)
+    assert found.code == code
+
+
+def test_without_room_to_inflate_nothing_is_said_of_the_file(monkeypatch, tmp_path):
+    path = dicom.deflated(dicom.minimal(tmp_path / "a"), tmp_path / "b")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    assert refusal(path, Limits(spool_bytes=10)).code == "not_now"
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
