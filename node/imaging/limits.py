@@ -27,6 +27,9 @@ class Limits:
     text_bytes_max: int = 16 * MEBIBYTE
     # A compressed frame, and what it decodes to; beyond it P commits to the compressed payload.
     frame_bytes_max: int = 48 * MEBIBYTE
+    # What all frames decode to, with the same consequence: as much as a native file may have, so
+    # that no encoding of such an image is compared in another way.
+    decoded_bytes_max: int = 16 * GIBIBYTE
 
 
 LIMITS = Limits()

@@ -55,7 +55,7 @@ class Form(Enum):
     NONE = 0  # the instance has no pixel data: a report, a plan, a document, a waveform
     SAMPLES = 1
     LOSSY = 2  # compressed payload of a lossy syntax
-    UNDECODED = 3  # compressed payload of a lossless syntax, no decoder being at hand
+    UNDECODED = 3  # compressed payload of a lossless syntax, which is not decoded here
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +281,9 @@ class _PixelReader:
         limit = self._limits.frame_bytes_max
         sizes = [sum(span.length for span in spans) for spans in frames]
         if len(frames) != layout.frames or max(layout.frame_bits // 8, *sizes) > limit:
+            return None
+        # A blank frame of megabytes takes some hundred bytes: a small file could cost hours.
+        if layout.frame_bits // 8 * layout.frames > self._limits.decoded_bytes_max:
             return None
         try:
             decoder = get_decoder(self._syntax.uid)

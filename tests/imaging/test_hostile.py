@@ -255,6 +255,17 @@ def test_a_frame_too_big_to_decode_commits_to_its_payload():
     assert known.commitment.pixels.payload is not None
 
 
+def test_frames_that_decode_to_too_much_in_all_commit_to_their_payload(tmp_path, monkeypatch):
+    frames = np.zeros((5, 8, 8), "<u2")
+    plain = dicom.minimal(tmp_path / "a", pixels=frames)
+    path = dicom.rle(plain, tmp_path / "b")
+    enough = Limits(decoded_bytes_max=frames.nbytes)
+    assert commit_file(path, enough).commitment.pixels.chosen.form is pixels.Form.SAMPLES
+    monkeypatch.setattr(pixels, "get_decoder", None)  # none is asked for
+    known = commit_file(path, Limits(decoded_bytes_max=frames.nbytes - 1))
+    assert known.commitment.pixels.chosen.form is pixels.Form.UNDECODED
+
+
 def test_running_out_of_memory_says_nothing_of_the_file(monkeypatch, tmp_path):
     def out_of_memory(*_):
         raise MemoryError
