@@ -63,6 +63,20 @@ def test_every_step_holds_and_nothing_is_left(temporary):
     assert list(temporary.iterdir()) == []
 
 
+@pytest.fixture
+def heard():
+    """Let the signals be heard in what is started: whoever runs the tests may ignore them."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
+        if handler is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize(
     ("number", "when"),
     [
