@@ -183,6 +183,11 @@ class Replica:
         return normal_case.next_height(self._state)
 
     @property
+    def syncing(self) -> bool:
+        """Whether it knows of blocks above what it executed that it has to fetch."""
+        return self._state.syncing
+
+    @property
     def low(self) -> int:
         """The low watermark: the last stable height."""
         return self._state.low

@@ -192,10 +192,13 @@ class Driver:
 
     def consensus_frame(self, peer: bytes, payload: bytes) -> None:
         """Take one CONSENSUS frame, an encoded message. Raises `InvalidMessage`."""
-        self._intake.frame(peer, payload)
+        if self._intake.admit(peer):
+            self._intake.frame(peer, payload)
 
     def proposal_frame(self, peer: bytes, payload: bytes) -> None:
         """Take one PROPOSAL frame: a pre-prepare and its batch. Raises `InvalidMessage`."""
+        if not self._intake.admit(peer):
+            return
         encoded, batch = decode_proposal(payload)
         message = decode(encoded)
         if not isinstance(message, PrePrepare):
@@ -204,7 +207,7 @@ class Driver:
             return
         if not self._desk.offer(message.digest, batch, peer):
             raise InvalidMessage("the batch is not the one that its digest names")
-        self._intake.take(peer, message)
+        self._intake.take(peer, message, len(encoded))
 
     def payload_frame(self, peer: bytes, payload: bytes) -> None:
         """Take one PAYLOAD frame, an answer to our request. Raises `InvalidMessage`."""
@@ -256,6 +259,7 @@ class Driver:
                 del self._timers[happened.name]
                 happened = TimerFired(happened.name)
             self._collect(self._replica.step(happened), later)
+        self._intake.wake()
         return later
 
     def _propose(self, later: list[Effect]) -> None:

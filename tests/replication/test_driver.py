@@ -32,7 +32,16 @@ from node.replication.driver import Halted
 from storage import schema
 from storage.memory import MemoryStore
 from tests.replication.stage import on_stage
-from tests.replication.world import KEYS, forged, payload, settle, signed, transaction, until
+from tests.replication.world import (
+    KEYS,
+    NEW_KEY,
+    forged,
+    payload,
+    settle,
+    signed,
+    transaction,
+    until,
+)
 
 OTHERS = {KEYS[index] for index in (0, 2, 3)}
 
@@ -411,7 +420,7 @@ async def test_bodies_that_nobody_asked_for_are_punished(stage, one):
 
 
 async def test_a_slow_disk_holds_the_intake_back(monkeypatch, stage, one):
-    monkeypatch.setattr(intake, "WAITING_MAX", 20)
+    monkeypatch.setattr(intake, "BACKLOG_MAX", 20)
     stage.pool(one)
     stage.store.hold()
     stage.propose(1, payload(one))
@@ -420,8 +429,20 @@ async def test_a_slow_disk_holds_the_intake_back(monkeypatch, stage, one):
         for sender in (2, 3):
             stage.receive(Prepare(0, height, bytes([height]) * 32, sender))
         await settle(5)
-    assert len(stage.driver._inputs) + len(stage.driver._intake) <= 20
+    assert len(stage.driver._inputs) <= 22  # and the two that were taken with the last
+    assert len(stage.driver._intake) >= 30
     stage.store.release()
+    await until(lambda: not stage.driver._intake)
+
+
+async def test_frames_of_a_peer_without_a_vote_are_dropped_undecoded(stage, one):
+    vote = signed(PrePrepare(0, 1, payload(one).digest, 0))
+    proposal = encode_proposal(encode(vote), payload(one).batch.encode())
+    for frame in (proposal, b""):
+        stage.driver.proposal_frame(NEW_KEY, frame)
+        stage.driver.consensus_frame(NEW_KEY, frame)
+    assert [(key, points) for key, points, _ in stage.links.punished] == [(NEW_KEY, 1)] * 4
+    assert len(stage.driver._intake) == 0
 
 
 async def test_answers_wait_within_a_bound_of_bytes(monkeypatch, stage, one):
