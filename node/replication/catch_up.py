@@ -50,7 +50,7 @@ from node.network.payloads import (
 )
 from node.network.peers import Peer
 from node.network.send_queue import Priority
-from node.network.serving import BlockServer, Serve, read_blocks
+from node.network.serving import RequestServer, Serve, read_blocks
 from node.network.sync import Action, Ask, Blame, BlockSync, Deliver, SyncOptions
 from node.replication.chain import NULL_PAYLOAD, Chain, Diverged, Payload
 from node.replication.clocks import monotonic_ms
@@ -124,7 +124,7 @@ class CatchUp:
         self._now_ms = now_ms
         self._own_key = own_key
         self._sync = BlockSync(chain.height, now_ms(), options=OPTIONS)
-        self._server = BlockServer()
+        self._server = RequestServer[FetchBlocks]()
         self._is_far_behind = False
         self._heights: dict[bytes, int] = {}
         self._deliveries: deque[Deliver] = deque()
@@ -436,10 +436,10 @@ class CatchUp:
         while (serve := self._server.next(self._now_ms())) is not None:
             self._tasks.create_task(self._answer(serve), name="sync-answer")
 
-    async def _answer(self, serve: Serve) -> None:
+    async def _answer(self, serve: Serve[FetchBlocks]) -> None:
         size = 0
         try:
-            read = partial(read_blocks, self._stored_block, serve)
+            read = partial(read_blocks, self._stored_block, serve.request)
             answer = await asyncio.get_running_loop().run_in_executor(self._readers, read)
             encoded = encode_blocks(answer)
             size = len(encoded)

@@ -159,7 +159,7 @@ class Driver:
             feed=self.feed,
             backlog=lambda: len(self._inputs),
         )
-        self._payloads = PayloadFrames(self._desk, links, chain.stored_payload)
+        self._payloads = PayloadFrames(self._desk, links, chain_store.payload)
         self._executions: deque[Execute] = deque()
         self._execution_woken = asyncio.Event()
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -214,7 +214,7 @@ class Driver:
         self._payloads.answer_frame(peer, payload)
 
     def payload_request_frame(self, peer: bytes, payload: bytes) -> None:
-        """Answer one FETCH_PAYLOAD frame. Raises `InvalidMessage`."""
+        """Take one FETCH_PAYLOAD frame. Raises `InvalidMessage`."""
         self._payloads.request_frame(peer, payload)
 
     async def run(self, effects: Sequence[Effect]) -> None:

@@ -1,34 +1,58 @@
-"""Batches with their bodies between validators: answers to our requests, and ours to theirs."""
+"""Batches with their bodies between validators: answers to our requests, and ours to theirs.
+
+A request of a few bytes may want megabytes read. So each peer has one answer at a time and a budget
+of bytes per second, which pays for all that was read; what it asks beyond waits, or is forgotten.
+"""
 
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
+from node.ledger.transaction import transaction_digest
 from node.network.frames import Kind
 from node.network.send_queue import Priority
+from node.network.serving import RequestServer, Serve, ServingOptions
 from node.replication.chain import Payload
+from node.replication.clocks import monotonic_ms
 from node.replication.codec import decode_payload, decode_payload_request, encode_payload
 from node.replication.links import Links
 from node.replication.payloads import PayloadDesk
 
 WAITING_BYTES_MAX = 48 * 1024 * 1024  # of answers waiting to be checked
-READS_PER_PEER_MAX = 4  # requests being answered out of the disk
+REQUEST_BYTES = 4096  # what a request costs its peer besides what is read
+RETRY_S = 0.05  # until it is seen whether a budget has grown
+SERVING = ServingOptions(waiting_max=16, bytes_per_s=8 * 1024 * 1024, in_hand_per_peer_max=1)
+
+Rows = tuple[bytes, list[bytes]]  # an encoded batch and its bodies, in order
+
+
+class _Request(NamedTuple):
+    height: int
+    digest: bytes
+    missing: tuple[bytes, ...]  # none: everything is wanted
 
 
 class PayloadFrames:
     """Takes PAYLOAD and FETCH_PAYLOAD frames; `run` in a task."""
 
     def __init__(
-        self, desk: PayloadDesk, links: Links, stored: Callable[[int, bytes], Payload | None]
+        self,
+        desk: PayloadDesk,
+        links: Links,
+        stored: Callable[[int, bytes], Rows | None],
+        now_ms: Callable[[], int] = monotonic_ms,
     ) -> None:
         """`stored(height, digest)` reads the disk; it is called in a thread."""
         self._desk = desk
         self._links = links
         self._stored = stored
+        self._now_ms = now_ms
         self._waiting: deque[tuple[bytes, bytes, bytes, tuple[bytes, ...], int]] = deque()
         self._waiting_bytes = 0
         self._woken = asyncio.Event()
-        self._reading: list[bytes] = []  # whose requests are being answered
+        self._server = RequestServer[_Request](SERVING)
+        self._retry: asyncio.TimerHandle | None = None
         self._tasks: asyncio.TaskGroup | None = None  # while it runs
 
     def answer_frame(self, peer: bytes, payload: bytes) -> None:
@@ -40,23 +64,22 @@ class PayloadFrames:
             self._woken.set()
 
     def request_frame(self, peer: bytes, payload: bytes) -> None:
-        """Answer one FETCH_PAYLOAD frame. Raises `InvalidMessage`."""
-        height, digest, missing = decode_payload_request(payload)
-        known = self._desk.payload(digest)
-        if known is not None:
-            self._send(peer, known, missing)
-        elif self._tasks is not None and self._reading.count(peer) < READS_PER_PEER_MAX:
-            self._reading.append(peer)
-            self._tasks.create_task(self._send_stored(peer, height, digest, missing))
+        """Take one FETCH_PAYLOAD frame; it is answered in its turn. Raises `InvalidMessage`."""
+        request = _Request(*decode_payload_request(payload))
+        self._server.asked(peer, request, self._now_ms())
+        self._serve()
 
     async def run(self) -> None:
-        """Check answers until cancelled."""
+        """Check answers and give others theirs until cancelled."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
+                self._serve()
                 await self._check_answers()
         finally:
             self._tasks = None
+            if self._retry is not None:
+                self._retry.cancel()
 
     async def _check_answers(self) -> None:
         while True:
@@ -68,20 +91,44 @@ class PayloadFrames:
                 if not await self._desk.received(digest, batch, bodies):
                     self._links.punish(peer, 5, "the payload is not what was asked for")
 
-    async def _send_stored(
-        self, peer: bytes, height: int, digest: bytes, missing: tuple[bytes, ...]
-    ) -> None:
-        """Answer out of the disk; what a peer asks beyond its share, it will ask again."""
-        try:
-            stored = await asyncio.to_thread(self._stored, height, digest)
-        finally:
-            self._reading.remove(peer)
-        if stored is not None:
-            self._send(peer, stored, missing)
+    def _serve(self) -> None:
+        if self._tasks is None:
+            return
+        while (serve := self._server.next(self._now_ms())) is not None:
+            self._tasks.create_task(self._answer(serve))
+        if self._server.waiting and self._retry is None:
+            self._retry = asyncio.get_running_loop().call_later(RETRY_S, self._serve_again)
 
-    def _send(self, peer: bytes, known: Payload, missing: tuple[bytes, ...]) -> None:
-        if known.batch is not None:
-            wanted = set(missing)
-            bodies = [t.raw for t in known.transactions if not missing or t.digest in wanted]
-            frame = encode_payload(known.digest, known.batch.encode(), bodies)
-            self._links.send(peer, Kind.PAYLOAD, frame, Priority.PAYLOAD)
+    def _serve_again(self) -> None:
+        self._retry = None
+        self._serve()
+
+    async def _answer(self, serve: Serve[_Request]) -> None:
+        cost = REQUEST_BYTES
+        try:
+            known = self._desk.payload(serve.request.digest)
+            found = await asyncio.to_thread(self._find, serve.request, known)
+            if found is not None:
+                frame, size = found
+                cost += size
+                self._links.send(serve.peer, Kind.PAYLOAD, frame, Priority.PAYLOAD)
+        finally:
+            self._server.served(serve.peer, cost)
+        self._serve()
+
+    def _find(self, request: _Request, known: Payload | None) -> tuple[bytes, int] | None:
+        """Return the answer and the bytes read for it; `known` is what is in memory."""
+        rows = self._stored(request.height, request.digest) if known is None else _rows(known)
+        if rows is None:
+            return None
+        batch, bodies = rows
+        wanted = set(request.missing)
+        chosen = [body for body in bodies if not wanted or transaction_digest(body) in wanted]
+        return encode_payload(request.digest, batch, chosen), len(batch) + sum(map(len, bodies))
+
+
+def _rows(payload: Payload) -> Rows | None:
+    """Return what would be stored of a payload; nothing of the null payload."""
+    if payload.batch is None:
+        return None
+    return payload.batch.encode(), [transaction.raw for transaction in payload.transactions]

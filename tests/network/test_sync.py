@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node.network.payloads import FetchBlocks
-from node.network.serving import BlockServer, Serve, ServingOptions, read_blocks
+from node.network.serving import RequestServer, ServingOptions, read_blocks
 from node.network.sync import Ask, Blame, BlockSync, Deliver, Done, SyncOptions
 
 A, B, C = b"A", b"B", b"C"
@@ -302,7 +302,7 @@ def test_one_honest_peer_is_enough_whatever_the_others_do(seed, others):
 
 
 def serving(**changes):
-    return BlockServer(ServingOptions(**changes))
+    return RequestServer(ServingOptions(**changes))
 
 
 def test_requests_are_served_in_turn_and_a_few_at_a_time():
@@ -323,6 +323,19 @@ def test_a_peer_with_too_many_requests_is_ignored():
     assert [server.asked(A, FetchBlocks(i, 1, 1), 0) for i in range(3)] == [True, True, False]
     assert server.ignored == 1
     assert server.asked(B, FetchBlocks(9, 1, 1), 0)
+
+
+def test_one_peer_does_not_have_all_that_are_in_hand():
+    server = serving(in_hand_max=2, in_hand_per_peer_max=1)
+    for peer, number in ((A, 1), (A, 2), (B, 3)):
+        server.asked(peer, FetchBlocks(number, 1, 5), 0)
+    assert [server.next(0).peer, server.next(0).peer] == [A, B]
+    server.served(B, 100)
+    assert server.next(0) is None
+    assert server.waiting == 1
+    server.served(A, 100)
+    assert server.next(0).request.request_id == 2
+    assert server.waiting == 0
 
 
 def test_bytes_per_second_are_bounded_for_each_peer_also_over_a_reconnect():
@@ -360,8 +373,7 @@ def test_an_answer_is_bounded_in_blocks_and_bytes(first, last, bytes_max, expect
         reads.append(height)
         return block(height) if height <= 10 else None
 
-    serve = Serve(A, FetchBlocks(3, first, last), 6, bytes_max)
-    given_blocks = read_blocks(read, serve)
+    given_blocks = read_blocks(read, FetchBlocks(3, first, last), 6, bytes_max)
     assert given_blocks.blocks == tuple(map(block, expected))
     assert (given_blocks.request_id, given_blocks.first) == (3, first)
     assert len(reads) <= len(expected) + 1

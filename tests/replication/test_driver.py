@@ -1,6 +1,8 @@
 """The driver: what is durable before what leaves, what survives liars, and what ends the node."""
 
 import asyncio
+import threading
+from dataclasses import replace
 
 import pytest
 
@@ -20,7 +22,8 @@ from consensus.messages import (
     encode,
 )
 from node.network.frames import Kind
-from node.replication import intake, payload_frames
+from node.network.serving import RequestServer
+from node.replication import chain, intake, payload_frames
 from node.replication.codec import (
     decode_payload,
     decode_payload_request,
@@ -35,6 +38,7 @@ from tests.replication.stage import on_stage
 from tests.replication.world import (
     KEYS,
     NEW_KEY,
+    PATIENCE_S,
     forged,
     payload,
     settle,
@@ -490,6 +494,7 @@ async def test_payloads_are_handed_out_from_memory_and_from_the_disk(stage, one)
     await until(lambda: stage.sent(Prepare))
     some = encode_payload_request(1, proposed.digest, (two.digest, bytes(32)))
     stage.driver.payload_request_frame(KEYS[2], some)
+    await until(lambda: stage.frames(Kind.PAYLOAD))
     (frame,) = stage.frames(Kind.PAYLOAD)
     assert frame.to == KEYS[2]
     expected = (proposed.digest, proposed.batch.encode(), (two.raw,))
@@ -503,23 +508,101 @@ async def test_payloads_are_handed_out_from_memory_and_from_the_disk(stage, one)
     assert decode_payload(frame.payload)[2] == (one.raw, two.raw)
 
 
+async def test_a_payload_is_handed_out_of_the_disk_as_it_is_stored(monkeypatch, stage, one):
+    two = transaction()
+    proposed = payload(one, two)
+    stage.pool(one, two)
+    await stage.decide(1, proposed)
+    await until(lambda: stage.listener.blocks)
+    stage.links.take()
+    monkeypatch.setattr(chain, "decode_transaction", None)
+    some = encode_payload_request(1, proposed.digest, (two.digest, bytes(32)))
+    stage.driver.payload_request_frame(KEYS[2], some)
+    await until(lambda: stage.frames(Kind.PAYLOAD))
+    (frame,) = stage.frames(Kind.PAYLOAD)
+    expected = (proposed.digest, proposed.batch.encode(), (two.raw,))
+    assert decode_payload(frame.payload) == expected
+
+
 async def test_what_is_not_here_is_answered_with_silence(stage):
     stage.driver.payload_request_frame(KEYS[2], encode_payload_request(9, b"\x07" * 32, ()))
     stage.driver.payload_request_frame(KEYS[2], encode_payload_request(9, NULL_DIGEST, ()))
-    await settle()
-    await until(lambda: not stage.driver._payloads._reading)
+    await until(lambda: not is_serving(stage))
     assert stage.links.sent == []
 
 
-async def test_one_peer_cannot_make_the_node_read_without_end(monkeypatch, stage):
-    reads = []
-    monkeypatch.setattr(stage.driver._payloads, "_stored", lambda *asked: reads.append(asked))
-    for number in range(100):
+async def test_one_peer_has_one_answer_at_a_time_and_few_that_wait(monkeypatch, stage):
+    gate, reads = threading.Event(), []
+
+    def stored(height, digest):
+        reads.append(digest)
+        assert gate.wait(PATIENCE_S)
+
+    monkeypatch.setattr(stage.driver._payloads, "_stored", stored)
+    await settle()
+    for number in range(1, 101):
         request = encode_payload_request(1, number.to_bytes(32, "big"), ())
         stage.driver.payload_request_frame(KEYS[2], request)
     stage.driver.payload_request_frame(KEYS[3], encode_payload_request(1, b"\xff" * 32, ()))
-    await until(lambda: not stage.driver._payloads._reading)
-    assert len(reads) == payload_frames.READS_PER_PEER_MAX + 1
+    await until(lambda: len(reads) == 2)
+    await settle()
+    assert b"\xff" * 32 in reads
+    assert len(reads) == 2
+    gate.set()
+    await until(lambda: not is_serving(stage))
+    assert len(reads) == 1 + payload_frames.SERVING.waiting_max + 1
+
+
+@pytest.mark.parametrize("is_executed", [False, True])
+async def test_what_is_read_for_a_peer_is_paid_out_of_its_bytes_a_second(
+    monkeypatch, stage, one, is_executed
+):
+    now_ms = 0
+    large = transaction(size=200)
+    size = len(large.raw)
+    monkeypatch.setattr(stage.driver._payloads, "_now_ms", lambda: now_ms)
+    budget = replace(payload_frames.SERVING, bytes_per_s=2 * size)
+    monkeypatch.setattr(stage.driver._payloads, "_server", RequestServer(budget))
+    proposed = payload(one, large)
+    stage.pool(one, large)
+    if is_executed:
+        await stage.decide(1, proposed)
+        await until(lambda: stage.listener.blocks)
+    else:
+        stage.propose(1, proposed)
+        await until(lambda: stage.sent(Prepare))
+    stage.links.take()
+    small = encode_payload_request(1, proposed.digest, (one.digest,))  # all of it is read for that
+    for _ in range(5):
+        stage.driver.payload_request_frame(KEYS[2], small)
+    await until(lambda: stage.driver._payloads._server.waiting == 3)
+    await until(lambda: not stage.driver._payloads._server._in_hand)
+    assert len(stage.frames(Kind.PAYLOAD)) == 2
+    stage.driver.payload_request_frame(KEYS[3], small)
+    await until(lambda: stage.frames(Kind.PAYLOAD)[2:])
+    assert [frame.to for frame in stage.frames(Kind.PAYLOAD)] == [KEYS[2], KEYS[2], KEYS[3]]
+    stage.timers.fire("_serve_again")
+    assert stage.driver._payloads._server.waiting == 3
+    now_ms = 1_000
+    stage.timers.fire("_serve_again")
+    await until(lambda: stage.frames(Kind.PAYLOAD)[3:])
+
+
+async def test_requests_from_before_the_start_are_answered_and_the_end_leaves_no_timer(monkeypatch):
+    async with on_stage(monkeypatch) as stage:
+        for number in range(1, 5):
+            request = encode_payload_request(1, number.to_bytes(32, "big"), ())
+            stage.driver.payload_request_frame(KEYS[2], request)
+        assert stage.driver._payloads._server.waiting == 4
+        await until(lambda: not is_serving(stage))
+        assert stage.timers.named("_serve_again")
+    assert not stage.timers.named("_serve_again")
+
+
+def is_serving(stage):
+    """Whether an answer is being read or a request waits."""
+    server = stage.driver._payloads._server
+    return server.waiting or server._in_hand
 
 
 # Timers and the end.
