@@ -203,9 +203,9 @@ class Intake:
     def _blame(self, entry: _Entry, points: float, reason: str) -> None:
         if entry.is_certain:
             self._punish(entry.peer, points, reason)
-        elif isinstance(entry.message, ViewChange):
-            # It may be honest, but then it is rare; and none is dearer to verify. The votes and
-            # certificates of honest peers come in numbers while this node is behind.
+        elif isinstance(entry.message, ViewChange) and not self._replica.syncing:
+            # None is dearer to verify. An honest one from there comes while this node is behind, as
+            # do votes and certificates, in numbers.
             self._punish(entry.peer, 3, reason)
 
 
