@@ -10,8 +10,9 @@ from dicomweb_client.session_utils import create_session
 from PIL import Image
 
 from tests.gateway.test_scp import data_set
-from tests.interop.check_retrieval import head_ct, uid
+from tests.interop.check_retrieval import uid
 from tests.interop.hospital import TITLE, Hospital, consortium, wait_for
+from tests.interop.series import head_ct
 from tests.interop.tools import call, free_port
 
 NAME = "gateway: dicomweb-client, findscu, getscu and movescu against the running gateway"

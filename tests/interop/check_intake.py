@@ -10,7 +10,7 @@ from node.gateway.dialing import Peer
 from node.gateway.spool import Quota, Spool
 from tests.gateway.dimse import TITLE, opened_door
 from tests.gateway.test_scp import data_set, sendable
-from tests.imaging import dicom
+from tests.interop.series import head_ct
 from tests.interop.tools import call, free_port, orthanc, until
 
 NAME = "intake: storescu, echoscu and Orthanc send to the gateway"
@@ -30,7 +30,6 @@ _FAMILIES = {
     "1.2.840.10008.1.2.4.91": "-xw",
     "1.2.840.10008.1.2.5": "-xr",
 }
-CT_HEAD = Path(__file__).parents[3] / "shared" / "data" / "ct-head"
 
 
 def run(work: Path) -> list[str]:
@@ -76,8 +75,7 @@ def _key(path: Path) -> tuple[str, str]:
 async def _orthanc(work: Path) -> list[str]:
     """Orthanc sends a study and asks for storage commitment, which it hears by a call back."""
     folder = work / "spool"
-    source = CT_HEAD if CT_HEAD.is_dir() else dicom.CT_FOLDER
-    paths = sorted(p for p in source.rglob("*") if p.is_file() and pydicom.misc.is_dicom(p))
+    paths = head_ct()
     gateway_port = free_port()
     with orthanc(work / "orthanc", "ORTHANC", {"gateway": (TITLE, gateway_port)}) as pacs:
         peers = [Peer("ORTHANC", "127.0.0.1", pacs.dicom)]

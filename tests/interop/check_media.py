@@ -14,7 +14,7 @@ from tests.exchange.store_parts import new_store
 from tests.gateway.test_media_out import in_its_syntax
 from tests.gateway.web.test_store_holdings import ONE, source
 from tests.imaging import vendor
-from tests.interop.check_retrieval import head_ct
+from tests.interop.series import head_ct
 from tests.interop.tools import call, orthanc
 
 NAME = "media: DCMTK and Orthanc read our file sets, and we read DCMTK's"

@@ -13,7 +13,7 @@ from node.imaging.manifest import first_version
 from node.imaging.reader import read_instance
 from node.imaging.verify import Verdict, compare
 from tests.imaging import dicom, vendor
-from tests.interop.check_retrieval import head_ct
+from tests.interop.series import head_ct
 from tests.interop.tools import call
 
 NAME = "re-encoding: gdcmconv and DCMTK's converters, and what verify says"

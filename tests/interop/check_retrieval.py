@@ -19,7 +19,7 @@ from tests.gateway.dimse import TITLE, opened_door
 from tests.gateway.pacs import Scrambling
 from tests.gateway.test_scp import data_set, sendable
 from tests.gateway.web.folder import FolderHoldings
-from tests.imaging import dicom
+from tests.interop.series import head_ct
 from tests.interop.tools import call, free_port, orthanc
 
 NAME = "retrieval: findscu, movescu, getscu and Orthanc ask the gateway; delivery to Orthanc"
@@ -27,7 +27,6 @@ PACKAGES = {"dcmtk": "getscu", "orthanc": "Orthanc", "orthanc-dicomweb": "Orthan
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 # Orthanc 1.10.1 refuses it with C000, whoever sends.
 _REFUSED = {"rtdose_rle.dcm"}
-CT_HEAD = Path(__file__).parents[3] / "shared" / "data" / "ct-head"
 
 
 def run(work: Path) -> list[str]:
@@ -37,13 +36,6 @@ def run(work: Path) -> list[str]:
         *asyncio.run(_orthanc(work)),
         *_deliveries(work),
     ]
-
-
-def head_ct() -> list[Path]:
-    """Return the head CT, or the shipped series where that is absent."""
-    if CT_HEAD.is_dir():
-        return sorted(CT_HEAD.glob("*.dcm"))
-    return sorted(path for path in dicom.CT_FOLDER.rglob("*") if path.is_file())
 
 
 def uid(path: Path, name: str = "StudyInstanceUID") -> str:

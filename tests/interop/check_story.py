@@ -12,8 +12,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.interop.check_retrieval import head_ct, post
+from tests.interop.check_retrieval import post
 from tests.interop.hospital import TITLE, Hospital, consortium, told, wait_for
+from tests.interop.series import head_ct
 from tests.interop.tools import Orthanc, free_port, orthanc
 
 NAME = "story: from the PACS of one hospital to the PACS of another, and what the ledger says"

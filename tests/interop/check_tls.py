@@ -12,8 +12,9 @@ from pynetdicom import build_context
 from tests.gateway import dimse
 from tests.gateway.identities import Identity
 from tests.interop.check_gateway import registered
-from tests.interop.check_retrieval import head_ct, uid
+from tests.interop.check_retrieval import uid
 from tests.interop.hospital import TITLE, Hospital, consortium, wait_for
+from tests.interop.series import head_ct
 from tests.interop.tools import call, free_port, orthanc, program, until
 
 NAME = "tls: storescu, findscu, storescp and Orthanc over mutual TLS"

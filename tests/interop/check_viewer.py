@@ -14,7 +14,8 @@ from pydicom.uid import RLELossless
 
 from tests.gateway.web.conftest import TOKEN, serving
 from tests.interop.browser import Page, browser
-from tests.interop.check_retrieval import head_ct, uid
+from tests.interop.check_retrieval import uid
+from tests.interop.series import head_ct
 from tests.interop.tools import free_port, program
 
 NAME = "viewer: OHIF in Chromium shows a study by DICOMweb"
