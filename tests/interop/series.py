@@ -29,7 +29,10 @@ def _slice(path: Path, number: int) -> Path:
     ds.remove_private_tags()
     del ds[0xFFFCFFFC]  # padding at the end, which archives leave out
     pixels = np.kron(ds.pixel_array, np.ones((_FACTOR, _FACTOR), ds.pixel_array.dtype))
-    ds.PixelData = np.roll(pixels, number, axis=0).tobytes()
+    # Noise, as scanners have it: what compresses to nothing is fetched before it can be cut off.
+    noise = np.random.default_rng(number).integers(0, 512, pixels.shape)
+    pixels = (np.roll(pixels, number, axis=0) + noise).astype(pixels.dtype)
+    ds.PixelData = pixels.tobytes()
     ds.Rows, ds.Columns = pixels.shape
     # So that a viewer shows something black, grey and white.
     low, high = np.percentile(pixels * ds.RescaleSlope + ds.RescaleIntercept, (10, 90))
