@@ -54,9 +54,7 @@ class Front:
         self, rules: FrontRules, hand: Hand, report: Report, tls: ssl.SSLContext | None = None
     ) -> None:
         self._rules, self._hand, self._report, self._tls = rules, hand, report, tls
-        self._listening = Listening(self._welcome)
-        self._connections: set[asyncio.Task[None]] = set()
-        self._unclaimed: set[socket.socket] = set()  # accepted; their task has not begun
+        self._listening = Listening(self._admit, self._serve)
         self._associations = 0
         self._told: Counter[tuple[str, str]] = Counter()
         self._forgetting: asyncio.TimerHandle | None = None
@@ -73,7 +71,7 @@ class Front:
     @property
     def connections(self) -> int:
         """How many connections there are now, those that wait to associate included."""
-        return len(self._connections)
+        return self._listening.served
 
     @property
     def associations(self) -> int:
@@ -85,25 +83,14 @@ class Front:
         if self._forgetting is not None:
             self._forgetting.cancel()
         await self._listening.stop()
-        tasks = list(self._connections)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for left in self._unclaimed:
-            left.close()
 
-    def _welcome(self, accepted: socket.socket, peer: str) -> None:
-        if len(self._connections) >= self._rules.connections_max:
-            self._refuse(peer, "too_many_connections")
-            accepted.close()
-            return
-        self._unclaimed.add(accepted)
-        task = asyncio.get_running_loop().create_task(self._serve(accepted, peer))
-        self._connections.add(task)
-        task.add_done_callback(self._connections.discard)
+    def _admit(self, peer: str) -> bool:
+        if self.connections < self._rules.connections_max:
+            return True
+        self._refuse(peer, "too_many_connections")
+        return False
 
     async def _serve(self, accepted: socket.socket, peer: str) -> None:
-        self._unclaimed.discard(accepted)
         writer = None
         try:
             reader, writer = await self._open(accepted)

@@ -27,9 +27,8 @@ class Door:
         """`on_too_many` is called with the IP address of each that is turned away."""
         self._server, self._limits, self._tls = server, limits, tls
         self._on_too_many = on_too_many
-        self._listening = Listening(self._welcome)
-        self._opening: dict[asyncio.Protocol, asyncio.Task[None]] = {}
-        self._unclaimed: set[socket.socket] = set()  # accepted; their task has not begun
+        self._listening = Listening(self._admit, self._open)
+        self._opening: set[asyncio.Protocol] = set()
 
     async def start(self, host: str, port: int) -> int:
         """Listen, and return the port. Raises `OSError`."""
@@ -39,33 +38,25 @@ class Door:
     async def stop(self) -> None:
         """Let nobody in any more; the server ends those that it has."""
         await self._listening.stop()
-        tasks = list(self._opening.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for left in self._unclaimed:
-            left.close()
 
-    def _welcome(self, accepted: socket.socket, peer: str) -> None:
+    def _admit(self, peer: str) -> bool:
         # One that was opened just now is in both for a moment.
-        inside = self._opening.keys() | set(self._server.connections)
-        if len(inside) >= self._limits.connections_max:
-            accepted.close()
-            self._on_too_many(peer)
-            return
-        self._unclaimed.add(accepted)
-        handler = self._server()
-        task = asyncio.get_running_loop().create_task(self._open(accepted, handler))
-        self._opening[handler] = task
-        task.add_done_callback(lambda _: self._opening.pop(handler))
+        opened = self._opening | set(self._server.connections)
+        if self._listening.unclaimed + len(opened) < self._limits.connections_max:
+            return True
+        self._on_too_many(peer)
+        return False
 
-    async def _open(self, accepted: socket.socket, handler: asyncio.Protocol) -> None:
+    async def _open(self, accepted: socket.socket, _: str) -> None:
         """Begin to serve a connection, after the handshake if there is TLS."""
-        self._unclaimed.discard(accepted)
         handshake_s = None if self._tls is None else self._limits.idle_timeout_ms / 1000
+        handler = self._server()
+        self._opening.add(handler)
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: handler, accepted, ssl=self._tls, ssl_handshake_timeout=handshake_s
             )
         except OSError as error:
             log.debug("a connection was not opened reason=%s", type(error).__name__)
+        finally:
+            self._opening.discard(handler)
